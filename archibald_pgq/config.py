@@ -1,0 +1,114 @@
+"""Every setting, in one place.
+
+Owns: the names, defaults, ranges and meanings of the environment variables; the table in `docs/settings.md` is generated from
+`SETTINGS`. Guarantees: a bad value is one sentence that names the variable, the value and what is allowed. Must not: read a
+setting anywhere else than in `load`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from archibald_pgq.errors import ConfigError
+
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One environment variable: its name, its default as text, the meaning for the docs, and how its text is read."""
+
+    name: str
+    default: str
+    meaning: str
+    read: Callable[[str], Any]
+
+
+def _whole(lowest: int, highest: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        # ASCII digits only: int() would also take "1_0", "+10", " 10 " and digits of other scripts.
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+            raise ValueError(f"a whole number from {lowest} to {highest}")
+        return int(text)
+
+    return read
+
+
+def _seconds(lowest: float, highest: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) or not lowest <= float(text) <= highest:
+            raise ValueError(f"a number of seconds from {lowest:g} to {highest:g}")
+        return float(text)
+
+    return read
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+SETTINGS: dict[str, Setting] = {
+    "worker_concurrency": Setting(
+        "WORKER_CONCURRENCY", "10", "consumers of a worker: how many jobs it runs at once", _whole(1, 1000)
+    ),
+    "app": Setting("ARCHIBALD_APP", "", "the app of `run`, as MODULE:APP", _text),
+    "data_dir": Setting(
+        "ARCHIBALD_DATA_DIR", "", "where the embedded Postgres keeps its data (default: the user's data folder)", _path
+    ),
+    "pg_bin": Setting("ARCHIBALD_PG_BIN", "", "folder of the PostgreSQL programs for the embedded server", _path),
+    "shutdown_grace": Setting(
+        "ARCHIBALD_SHUTDOWN_GRACE", "30", "seconds that running handlers get to end after SIGTERM", _seconds(0, 3600)
+    ),
+    "dedup_window": Setting(
+        "ARCHIBALD_DEDUP_WINDOW", "30", "seconds after its enqueue in which an idempotency key still returns its job", _seconds(0, 86400)
+    ),
+    "lease": Setting(
+        "ARCHIBALD_LEASE", "6", "seconds of silence after which a worker's agents are given to others", _seconds(2, 600)
+    ),
+    "max_losses": Setting(
+        "ARCHIBALD_MAX_LOSSES", "3", "a job whose worker died this often while it ran fails", _whole(1, 100)
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of this process; times in seconds. `None` means: not given."""
+
+    database_url: str | None
+    worker_concurrency: int
+    app: str | None
+    data_dir: Path | None
+    pg_bin: Path | None
+    shutdown_grace: float
+    dedup_window: float
+    lease: float
+    max_losses: int
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment; an empty variable counts as unset.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = {"database_url": env.get("ARCHIBALD_DATABASE_URL") or env.get("DATABASE_URL") or None}
+    for field, setting in SETTINGS.items():
+        text = env.get(setting.name) or setting.default
+        try:
+            values[field] = setting.read(text) if text else None
+        except ValueError as error:
+            raise ConfigError(f"{setting.name} is {text!r}; it must be {error}, or unset for {setting.default}") from None
+    return Settings(**values)
+
+
+assert {field.name for field in fields(Settings)} == {*SETTINGS, "database_url"}  # noqa: S101  # a setting in one list only

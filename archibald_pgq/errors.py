@@ -1,0 +1,51 @@
+"""Every error that this package raises on purpose.
+
+Guarantees: each message is one sentence that says what is wrong, where, and how to mend it, so that the command line can print
+it as it stands; no message carries a password. Must not: import anything else of the package.
+"""
+
+from __future__ import annotations
+
+
+class ArchibaldError(Exception):
+    """The root of all errors of this package; its text is one sentence for a person."""
+
+
+class ConfigError(ArchibaldError):
+    """A setting, an argument or the app of `run` is unusable."""
+
+
+class DatabaseError(ArchibaldError):
+    """The database cannot be used: wrong DSN, not reachable, or it refused a statement."""
+
+
+class SchemaError(DatabaseError):
+    """The schema `archibald` is missing, too old, or too new for this code."""
+
+
+class InvalidJobError(ArchibaldError, ValueError):
+    """A job that cannot be enqueued: bad user_id, payload, key, delay or kind."""
+
+
+class UnknownKindError(InvalidJobError):
+    """The kind is not in `archibald.operations`."""
+
+
+class UnknownJobError(ArchibaldError, LookupError):
+    """No job has this id."""
+
+
+class JobFailedError(ArchibaldError):
+    """The awaited job ended as `failed`; the text is the job's error."""
+
+
+class JobCancelledError(ArchibaldError):
+    """The awaited job ended as `cancelled`."""
+
+
+class JobNeedsReviewError(ArchibaldError):
+    """The awaited job may or may not have had its effect; a person decides."""
+
+
+class WaitTimeoutError(ArchibaldError, TimeoutError):
+    """The awaited job was not finished within the given number of seconds; it goes on."""
