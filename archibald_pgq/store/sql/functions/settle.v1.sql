@@ -1,0 +1,95 @@
+-- Writes the outcomes of jobs that this worker ran, and frees their lanes. The fence: nothing is written unless the lane is still this
+-- worker's, in this epoch, with this job in its turn. A repeated or late settle finds no lane and changes nothing.
+-- The items are parallel arrays, one element per job. Fates: settled; lost (no longer ours); locked (a caller holds the row: ask again).
+-- Lock order: lane (by id), job, history. Waits for nobody.
+CREATE FUNCTION archibald.settle(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[],
+                                 p_results text[], p_errors text[], p_delays double precision[])
+RETURNS TABLE (job bigint, fate text)
+LANGUAGE plpgsql AS $$
+DECLARE
+  v_lanes  bigint[];      -- ours, locked
+  v_jobs   bigint[];      -- their jobs, locked
+  v_now    timestamptz := clock_timestamp();
+BEGIN
+  SELECT array_agg(l.id) INTO v_lanes FROM (
+    SELECT a.id FROM archibald.agents a JOIN unnest(p_lanes, p_epochs, p_jobs) AS item(lane, epoch, job) ON item.lane = a.id
+     WHERE a.state = 'running' AND a.worker_id = p_worker AND a.epoch = item.epoch AND item.job = ANY (a.turn_job_ids)
+     ORDER BY a.id FOR NO KEY UPDATE OF a SKIP LOCKED) AS l;
+  SELECT array_agg(j.id) INTO v_jobs FROM (
+    SELECT id FROM archibald.jobs WHERE id = ANY (p_jobs) AND agent_id = ANY (v_lanes) ORDER BY id FOR UPDATE SKIP LOCKED) AS j;
+  -- a job row that a caller holds: its lane is left as it is, for a later turn
+  v_lanes := ARRAY (
+    SELECT item.lane FROM unnest(p_lanes, p_jobs) AS item(lane, job)
+     WHERE item.lane = ANY (v_lanes)
+       AND (item.job = ANY (v_jobs) OR NOT EXISTS (SELECT FROM archibald.jobs WHERE id = item.job)));
+
+  WITH item AS (
+    SELECT * FROM unnest(p_lanes, p_epochs, p_jobs, p_events, p_results, p_errors) AS i(lane, epoch, job, event, result, error)
+     WHERE i.job = ANY (v_jobs) AND i.lane = ANY (v_lanes)
+  ), done AS (
+    DELETE FROM archibald.jobs j USING item
+     WHERE j.id = item.job AND item.event IN ('complete', 'fail', 'cancel')
+    RETURNING j.*, item.event, item.result, item.error, item.epoch
+  )
+  INSERT INTO archibald.job_history (
+           id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
+           idempotency_key, payload, progress, progress_label, result, error, worker_id, epoch, created_at, waiting_since, started_at,
+           finished_at)
+  SELECT id, agent_id, user_id, kind, class,
+         CASE event WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
+         priority, run_after, requeue_count, losses, attempt + (event <> 'cancel')::integer, max_attempts,
+         idempotency_key, payload, progress, progress_label, result::jsonb, error, worker_id, epoch, created_at, waiting_since,
+         started_at, v_now
+    FROM done;
+
+  -- Back into the queue (or aside). No unique index is written that callers write too: an enqueue in an open transaction cannot stall this.
+  UPDATE archibald.jobs j
+     SET state = CASE item.event WHEN 'review' THEN 'needs_review' ELSE 'queued' END,
+         attempt = j.attempt + (item.event = 'retry')::integer,
+         due = item.event <> 'retry' OR item.delay = 0,
+         run_after = CASE item.event WHEN 'retry' THEN v_now + make_interval(secs => item.delay) ELSE j.run_after END,
+         waiting_since = CASE item.event WHEN 'retry' THEN v_now + make_interval(secs => item.delay) ELSE j.waiting_since END,
+         wait_reason = CASE WHEN item.event = 'retry' AND item.delay > 0 THEN 'retry' END,
+         last_error = coalesce(item.error, j.last_error),
+         cancel_requested_at = NULL,
+         worker_id = CASE item.event WHEN 'review' THEN j.worker_id END
+    FROM unnest(p_lanes, p_jobs, p_events, p_errors, p_delays) AS item(lane, job, event, error, delay)
+   WHERE j.id = item.job AND item.job = ANY (v_jobs) AND item.lane = ANY (v_lanes)
+     AND item.event IN ('retry', 'go_back', 'review');
+  PERFORM archibald.absorb_followups(v_jobs);
+
+  PERFORM archibald.refresh_lanes(v_lanes);
+  -- what waited because of a requeue goes on at once, now that a worker lets the agent go
+  PERFORM archibald.end_requeue(v_lanes);
+
+  RETURN QUERY
+    SELECT item.job,
+           CASE WHEN item.lane = ANY (v_lanes) THEN 'settled'
+                WHEN EXISTS (SELECT FROM archibald.agents a
+                              WHERE a.id = item.lane AND a.worker_id = p_worker AND a.epoch = item.epoch) THEN 'locked'
+                ELSE 'lost' END
+      FROM unnest(p_lanes, p_epochs, p_jobs) AS item(lane, epoch, job);
+  -- last: only what passed the fence
+  PERFORM pg_advisory_unlock(lock_key) FROM archibald.agents WHERE id = ANY (v_lanes);
+END $$;
+
+-- A sync that went back to the queue absorbs the follow-up that waited behind it: one run serves both.
+-- Callers hold the lane. The follow-up ends as cancelled, and its result says which job does its work.
+CREATE FUNCTION archibald.absorb_followups(p_jobs bigint[]) RETURNS void
+LANGUAGE sql AS $$
+  WITH twin AS (
+    SELECT f.id, b.id AS absorbed_by
+      FROM archibald.jobs b JOIN archibald.jobs f
+        ON f.user_id = b.user_id AND f.kind = b.kind AND f.class = 'sync' AND f.state = 'queued' AND f.id <> b.id AND f.started_at IS NULL
+     WHERE b.id = ANY (p_jobs) AND b.class = 'sync' AND b.state = 'queued'
+     FOR UPDATE OF f SKIP LOCKED
+  ), gone AS (
+    DELETE FROM archibald.jobs j USING twin WHERE j.id = twin.id RETURNING j.*, twin.absorbed_by
+  )
+  INSERT INTO archibald.job_history (
+           id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
+           idempotency_key, payload, result, error, created_at, waiting_since)
+  SELECT id, agent_id, user_id, kind, class, 'cancelled', priority, run_after, requeue_count, losses, attempt, max_attempts,
+         idempotency_key, payload, jsonb_build_object('absorbed_by', absorbed_by), 'absorbed by job ' || absorbed_by, created_at, waiting_since
+    FROM gone
+$$;

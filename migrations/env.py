@@ -1,0 +1,42 @@
+"""Alembic's entry: one connection, one transaction per migration, and a lock so that two migrations never run at once."""
+
+from __future__ import annotations
+
+import psycopg
+from alembic import context
+from sqlalchemy import create_engine, pool
+
+from archibald_pgq import config as settings
+from archibald_pgq.errors import ConfigError
+from archibald_pgq.store.dsn import to_libpq
+from archibald_pgq.store.tables import metadata
+
+MIGRATION_LOCK = 7310310224816104
+
+
+def run() -> None:
+    """Migrate the database that the caller named, else the one of the environment."""
+    dsn = context.config.attributes.get("dsn") or settings.load().database_url
+    if dsn is None:
+        raise ConfigError("no database is named; set ARCHIBALD_DATABASE_URL, or use `archibald-pgq migrate`")
+    if context.is_offline_mode():
+        raise ConfigError("migrations need a database; run them without --sql")
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(to_libpq(dsn)), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS archibald")
+        connection.commit()
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            version_table_schema="archibald",
+            include_schemas=True,
+            transaction_per_migration=True,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+        connection.commit()
+    engine.dispose()
+
+
+run()
