@@ -4,28 +4,31 @@
 -- Lock order: lane (by id), job, history. Waits for nobody.
 CREATE FUNCTION archibald.settle(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[],
                                  p_results text[], p_errors text[], p_delays double precision[])
-RETURNS TABLE (job bigint, fate text)
+RETURNS TABLE (lane bigint, epoch bigint, job bigint, fate text)
 LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
-  v_lanes  bigint[];      -- ours, locked
+  v_items  bigint[];      -- places in the arrays of the items that passed the fence …
+  v_lanes  bigint[];      -- … and their lanes, locked
   v_jobs   bigint[];      -- their jobs, locked
   v_now    timestamptz := clock_timestamp();
 BEGIN
-  SELECT array_agg(l.id) INTO v_lanes FROM (
-    SELECT a.id FROM archibald.agents a JOIN unnest(p_lanes, p_epochs, p_jobs) AS item(lane, epoch, job) ON item.lane = a.id
+  SELECT array_agg(l.n), array_agg(l.id) INTO v_items, v_lanes FROM (
+    SELECT a.id, item.n
+      FROM archibald.agents a JOIN unnest(p_lanes, p_epochs, p_jobs) WITH ORDINALITY AS item(lane, epoch, job, n) ON item.lane = a.id
      WHERE a.state = 'running' AND a.worker_id = p_worker AND a.epoch = item.epoch AND item.job = ANY (a.turn_job_ids)
      ORDER BY a.id FOR NO KEY UPDATE OF a SKIP LOCKED) AS l;
   SELECT array_agg(j.id) INTO v_jobs FROM (
     SELECT id FROM archibald.jobs WHERE id = ANY (p_jobs) AND agent_id = ANY (v_lanes) ORDER BY id FOR UPDATE SKIP LOCKED) AS j;
   -- a job row that a caller holds: its lane is left as it is, for a later turn
-  v_lanes := ARRAY (
-    SELECT item.lane FROM unnest(p_lanes, p_jobs) AS item(lane, job)
-     WHERE item.lane = ANY (v_lanes)
-       AND (item.job = ANY (v_jobs) OR NOT EXISTS (SELECT FROM archibald.jobs WHERE id = item.job)));
+  SELECT array_agg(item.n), array_agg(item.lane) INTO v_items, v_lanes
+    FROM unnest(p_lanes, p_jobs) WITH ORDINALITY AS item(lane, job, n)
+   WHERE item.n = ANY (v_items)
+     AND (item.job = ANY (v_jobs) OR NOT EXISTS (SELECT FROM archibald.jobs j WHERE j.id = item.job));
 
   WITH item AS (
-    SELECT * FROM unnest(p_lanes, p_epochs, p_jobs, p_events, p_results, p_errors) AS i(lane, epoch, job, event, result, error)
-     WHERE i.job = ANY (v_jobs) AND i.lane = ANY (v_lanes)
+    SELECT * FROM unnest(p_epochs, p_jobs, p_events, p_results, p_errors) WITH ORDINALITY AS i(epoch, job, event, result, error, n)
+     WHERE i.n = ANY (v_items)
   ), done AS (
     DELETE FROM archibald.jobs j USING item
      WHERE j.id = item.job AND item.event IN ('complete', 'fail', 'cancel')
@@ -53,9 +56,8 @@ BEGIN
          last_error = coalesce(item.error, j.last_error),
          cancel_requested_at = NULL,
          worker_id = CASE item.event WHEN 'review' THEN j.worker_id END
-    FROM unnest(p_lanes, p_jobs, p_events, p_errors, p_delays) AS item(lane, job, event, error, delay)
-   WHERE j.id = item.job AND item.job = ANY (v_jobs) AND item.lane = ANY (v_lanes)
-     AND item.event IN ('retry', 'go_back', 'review');
+    FROM unnest(p_jobs, p_events, p_errors, p_delays) WITH ORDINALITY AS item(job, event, error, delay, n)
+   WHERE j.id = item.job AND item.n = ANY (v_items) AND item.event IN ('retry', 'go_back', 'review');
   PERFORM archibald.absorb_followups(v_jobs);
 
   PERFORM archibald.refresh_lanes(v_lanes);
@@ -63,14 +65,15 @@ BEGIN
   PERFORM archibald.end_requeue(v_lanes);
 
   RETURN QUERY
-    SELECT item.job,
-           CASE WHEN item.lane = ANY (v_lanes) THEN 'settled'
+    SELECT item.lane, item.epoch, item.job,
+           CASE WHEN item.n = ANY (v_items) THEN 'settled'
                 WHEN EXISTS (SELECT FROM archibald.agents a
-                              WHERE a.id = item.lane AND a.worker_id = p_worker AND a.epoch = item.epoch) THEN 'locked'
+                              WHERE a.id = item.lane AND a.worker_id = p_worker AND a.epoch = item.epoch
+                                AND item.job = ANY (a.turn_job_ids)) THEN 'locked'
                 ELSE 'lost' END
-      FROM unnest(p_lanes, p_epochs, p_jobs) AS item(lane, epoch, job);
+      FROM unnest(p_lanes, p_epochs, p_jobs) WITH ORDINALITY AS item(lane, epoch, job, n);
   -- last: only what passed the fence
-  PERFORM pg_advisory_unlock(lock_key) FROM archibald.agents WHERE id = ANY (v_lanes);
+  PERFORM pg_advisory_unlock(a.lock_key) FROM archibald.agents a WHERE a.id = ANY (v_lanes);
 END $$;
 
 -- A sync that went back to the queue absorbs the follow-up that waited behind it: one run serves both.

@@ -8,7 +8,7 @@
 -- Takes up to p_want ready lanes, best first, and the head job of each. p_elsewhere: kinds that only other live workers handle.
 -- The agent's session advisory lock is tried after the rows were chosen and locked, never inside a scan. Refused: requeue.
 CREATE FUNCTION archibald.claim(p_worker bigint, p_want integer, p_elsewhere text[])
-RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, class text, attempt integer, max_attempts integer,
+RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
                payload jsonb, requeue_count integer, delay_s double precision)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -105,7 +105,7 @@ END $$;
 -- The row `next` says in how many seconds something will become due that no NOTIFY announces; fenced: this worker is no longer one.
 CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[], p_results text[],
                                p_errors text[], p_delays double precision[], p_want integer, p_look boolean)
-RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, class text, attempt integer, max_attempts integer,
+RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
                payload jsonb, requeue_count integer, delay_s double precision, timeout_s double precision, backoff text,
                backoff_s double precision, idempotent boolean)
 LANGUAGE plpgsql AS $$
@@ -124,7 +124,7 @@ BEGIN
   END IF;
   IF p_lanes <> '{}' THEN
     RETURN QUERY
-      SELECT s.fate, NULL::bigint, NULL, NULL::bigint, s.job, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb,
+      SELECT s.fate, s.lane, NULL, s.epoch, s.job, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb,
              NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean
         FROM archibald.settle(p_worker, p_lanes, p_epochs, p_jobs, p_events, p_results, p_errors, p_delays) AS s;
   END IF;
@@ -149,7 +149,8 @@ BEGIN
                (SELECT min(j.run_after) FROM archibald.jobs j WHERE j.state = 'queued' AND NOT j.due),
                (SELECT min(a.retry_at) FROM archibald.agents a WHERE a.retry_at IS NOT NULL AND a.state = 'ready'),
                (SELECT min(a.doubt_at) FROM archibald.agents a WHERE a.doubt_at IS NOT NULL),
-               (SELECT min(a.paused_until) FROM archibald.agents a WHERE a.paused_until IS NOT NULL)
+               (SELECT min(a.paused_until) FROM archibald.agents a WHERE a.paused_until IS NOT NULL),
+               CASE WHEN EXISTS (SELECT FROM archibald.jobs j WHERE j.wake) THEN clock_timestamp() + interval '0.2 s' END
              ) - clock_timestamp())::double precision,
              NULL::double precision, NULL, NULL::double precision, NULL::boolean;
   END IF;

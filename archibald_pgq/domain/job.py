@@ -1,0 +1,62 @@
+"""A job as it is read: a row of `archibald.all_jobs`, and a job as it was claimed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from archibald_pgq.domain.operations import JobClass, Policy
+from archibald_pgq.domain.states import TERMINAL, State
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as a person sees it, live or finished; the fields are the columns of `archibald.all_jobs`."""
+
+    id: int
+    user_id: str
+    kind: str
+    job_class: JobClass
+    state: State
+    wait_reason: str | None
+    priority: int
+    run_after: datetime
+    requeue_count: int
+    losses: int
+    attempt: int
+    max_attempts: int
+    idempotency_key: str | None
+    payload: dict[str, Any]
+    progress: int | None
+    progress_label: str | None
+    result: Any
+    error: str | None
+    worker_id: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def finished(self) -> bool:
+        """True in a terminal state."""
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job that this worker owns: what its handler gets, and what its settle must name.
+
+    It carries no requeue_count: that number is for people, and no handler may come to depend on it.
+    """
+
+    lane: int
+    epoch: int
+    job_id: int
+    user_id: str
+    kind: str
+    attempt: int
+    """The number of this attempt; 1 is the first."""
+    max_attempts: int
+    payload: dict[str, Any]
+    policy: Policy

@@ -1,0 +1,264 @@
+"""The dispatcher: the one task of a worker that talks about jobs with the database.
+
+Owns: the direct connection on which the agents' session locks are held, the wishes of idle consumers, the outcomes not yet settled.
+Guarantees: an outcome is written once or refused by the fence, however often the connection breaks; after every failed turn the locks
+of this session are compared with what the database says is ours, both ways. Must not: run handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.runtime.executor import Run, Stop, error_text
+from archibald_pgq.store import turn as store
+from archibald_pgq.store import workers
+from archibald_pgq.store.connect import connect
+from archibald_pgq.store.turn import Owner, Settlement, Turn
+
+logger = logging.getLogger(__name__)
+
+POLL = 1.0
+"""Seconds between two turns when nothing happens: what a lost notification can cost."""
+
+SOON = 0.2
+"""Seconds until a turn is repeated that met somebody's lock."""
+
+_TRANSIENT = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure, errors.QueryCanceled)
+
+
+class FencedError(Exception):
+    """This worker's agents were given to others; it must stop everything and register anew."""
+
+
+class Dispatcher:
+    """Takes turns for one registered worker until it is told to end, or is fenced."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        connection: psycopg.AsyncConnection[tuple[Any, ...]],
+        worker_id: int,
+        lease: float,
+        make_run: Callable[[ClaimedJob], Run],
+    ) -> None:
+        """Take over `connection`, on which the worker was registered."""
+        self.worker_id = worker_id
+        self.runs: dict[Owner, Run] = {}
+        """What this worker owns and has not settled yet."""
+        self._conninfo, self._connection, self._lease, self._make_run = conninfo, connection, lease, make_run
+        self._wishes: deque[asyncio.Future[Run]] = deque()
+        self._settlements: dict[Owner, Settlement] = {}
+        self._untaken: dict[Owner, float] = {}
+        """Lanes whose lock could not be taken again yet, with the time (monotonic) at which their run must stop."""
+        self._event = asyncio.Event()
+        self._look = True
+        self._looked = 0.0
+        self._claiming = True
+
+    # -- what consumers and the other parts call; none of it waits for the database
+
+    async def next_run(self) -> Run:
+        """Wait for a job that this consumer shall run; cancelled when nothing more is claimed."""
+        wish: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        if not self._claiming:
+            wish.cancel()
+        self._wishes.append(wish)
+        self._event.set()
+        return await wish
+
+    def settle(self, job: ClaimedJob, outcome: Outcome) -> None:
+        """Take note of an outcome; the next turn writes it."""
+        owner = Owner(job.lane, job.epoch)
+        self._settlements[owner] = Settlement(owner, job.job_id, outcome)
+        self._event.set()
+
+    def nudge(self, *, look: bool = False) -> None:
+        """A hint that there may be something to claim; `look`: also look again at agents that were locked."""
+        self._look = self._look or look
+        if self._wishes:
+            self._event.set()
+
+    def check(self) -> None:
+        """Take a turn at once, whether or not anything waits: it tells whether this worker still is one."""
+        self._event.set()
+
+    def stop_claiming(self) -> None:
+        """Claim nothing more; consumers that wait get a CancelledError."""
+        self._claiming = False
+        while self._wishes:
+            self._wishes.popleft().cancel()
+
+    @property
+    def idle(self) -> bool:
+        """True when everything that was claimed is settled."""
+        return not self.runs and not self._settlements
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Take turns until cancelled.
+
+        Raises:
+            FencedError: this worker's lease was taken over.
+        """
+        pause: float = 0.0
+        while True:
+            fired = await self._rest(pause)
+            pause = await self._turn(look=fired)
+
+    async def _rest(self, seconds: float) -> bool:
+        """Wait for something to do; True if the time ran out instead."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return True
+        await asyncio.sleep(0)  # let every consumer that ended in this tick hand in its outcome: one turn for all
+        return False
+
+    async def _turn(self, *, look: bool) -> float:
+        """Take one turn; return the seconds until the next one is due by itself."""
+        self._event.clear()
+        look = look or self._look or time.monotonic() - self._looked >= POLL
+        settlements, want = list(self._settlements.values()), self._want()
+        try:
+            turn = await store.take_turn(self._connection, self.worker_id, settlements, want, look=look)
+        except psycopg.Error as error:
+            return await self._after_failure(error, settlements)
+        if look:
+            self._look, self._looked = False, time.monotonic()
+        self._apply(turn)
+        if self._untaken:
+            await self._compare_locks()
+        if turn.locked:
+            return SOON
+        return POLL if turn.next_in is None else min(max(turn.next_in, 0.005), POLL)
+
+    def _want(self) -> int:
+        while self._wishes and self._wishes[0].done():
+            self._wishes.popleft()
+        return sum(not wish.done() for wish in self._wishes) if self._claiming else 0
+
+    def _apply(self, turn: Turn) -> None:
+        if turn.fenced:
+            raise FencedError
+        for owner in turn.lost:
+            logger.warning("an outcome was refused: job %d is no longer this worker's", self._settlements[owner].job_id)
+        for owner in turn.settled + turn.lost:
+            del self._settlements[owner]
+            self.runs.pop(owner, None)
+            self._untaken.pop(owner, None)
+        for requeued in turn.requeued:
+            logger.info(
+                "Re-enqueueing %s for %s (attempt %d, delay %dms)",
+                requeued.kind,
+                requeued.user_id,
+                requeued.requeue_count,
+                round(requeued.delay * 1000),
+            )
+        for user_id in turn.contradictions:
+            logger.error("the lane of %s is ready while a job of it is marked running; it is set aside for 30 s", user_id)
+        for job in turn.claimed:
+            self._hand_out(job)
+
+    def _hand_out(self, job: ClaimedJob) -> None:
+        while self._wishes:
+            wish = self._wishes.popleft()
+            if not wish.done():
+                self.runs[Owner(job.lane, job.epoch)] = run = self._make_run(job)
+                wish.set_result(run)
+                return
+        self.settle(job, Outcome.gone_back())  # its consumer has gone meanwhile; the handler never started
+
+    # -- when a turn fails
+
+    async def _after_failure(self, error: psycopg.Error, settlements: list[Settlement]) -> float:
+        if self._connection.closed or isinstance(error, errors.AdminShutdown | errors.CrashShutdown):
+            await self._reconnect(error)
+            return 0.0
+        await self._compare_locks()
+        if isinstance(error, _TRANSIENT):
+            logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
+            return SOON * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret
+        await self._one_by_one(settlements)
+        await asyncio.sleep(SOON)  # whatever is wrong, it must not be tried in a tight loop
+        return 0.0
+
+    async def _one_by_one(self, settlements: list[Settlement]) -> None:
+        """Repeat a failed turn item by item; an item that fails alone fails its job, with that error."""
+        logger.exception("a turn of %d outcomes failed and is repeated one by one", len(settlements))
+        for item in settlements:
+            try:
+                self._apply(await store.take_turn(self._connection, self.worker_id, [item], 0, look=False))
+            except _TRANSIENT:
+                continue  # it stays among the settlements
+            except psycopg.Error as error:
+                if self._connection.closed:
+                    return
+                failed = Outcome.failed(f"its outcome could not be written: {error_text(error)}")
+                self._settlements[item.owner] = Settlement(item.owner, item.job_id, failed)
+        await self._compare_locks()
+
+    async def _reconnect(self, cause: psycopg.Error) -> None:
+        """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease)."""
+        logger.warning("the dispatcher lost its connection and reconnects: %s", str(cause).strip().splitlines()[:1])
+        with contextlib.suppress(psycopg.Error):
+            await self._connection.close()
+        pause = 0.05
+        while True:
+            try:
+                self._connection = await connect(self._conninfo)
+                if not await workers.move(self._connection, self.worker_id):
+                    raise FencedError
+                await self._compare_locks()
+            except psycopg.Error as error:
+                logger.info("the dispatcher cannot reconnect yet: %s", type(error).__name__)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
+                pause = min(pause * 2, 2.0)
+            else:
+                logger.info("the dispatcher is connected again; %d jobs go on", len(self.runs))
+                return
+
+    async def _compare_locks(self) -> None:
+        """Compare this session's agent locks with the lanes that the database says are ours, both ways, and mend.
+
+        Lanes of which we know nothing were claimed by a turn whose reply was lost: no handler started, so they go back.
+        """
+        owned = await store.owned_lanes(self._connection, self.worker_id)
+        await store.drop_stray_locks(self._connection, self.worker_id)
+        now = time.monotonic()
+        for lane in owned:
+            run = self.runs.get(lane.owner)
+            if run is None:
+                for job_id in lane.job_ids:
+                    self._settlements.setdefault(lane.owner, Settlement(lane.owner, job_id, Outcome.gone_back()))
+                    self._event.set()
+            elif lane.locked:
+                self._untaken.pop(lane.owner, None)
+            elif now > self._untaken.setdefault(lane.owner, now + self._lease):
+                logger.error("the lock of %s is held by somebody else; its job %d is stopped", run.job.user_id, run.job.job_id)
+                run.stop(Stop.FENCE)
+        there = {lane.owner for lane in owned}
+        for owner, run in self.runs.items():
+            if owner not in there and run.active and run.reason is not Stop.FENCE:
+                logger.error("job %d of %s is no longer this worker's and is stopped", run.job.job_id, run.job.user_id)
+                run.stop(Stop.FENCE)
+
+    async def close(self) -> None:
+        """Say goodbye if everything is settled, and close the connection: the session's locks end with it."""
+        with contextlib.suppress(psycopg.Error):
+            if self.idle:
+                await workers.stop(self._connection, self.worker_id)
+            await self._connection.close()

@@ -1,0 +1,141 @@
+"""The heartbeat: keeps this worker's lease, and makes sure that nothing of it runs once the lease is lost.
+
+Owns: two threads, because a handler that blocks the event loop must not cost the lease. One beats (a connection of its own), the other
+watches the time since the last acknowledged beat was *sent*, on a clock that goes on while the machine sleeps: at half the lease the
+handlers are cancelled, at 5/6 the process exits with 70 if handler code still runs; at the full lease others may take over.
+Guarantees: a beat that was not acknowledged never counts. A server that is down or starting does not start that clock: nobody can take
+over on it. Must not: touch the event loop but through `call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+import psycopg
+
+from archibald_pgq.store.connect import server_refuses
+from archibald_pgq.store.workers import BEAT
+
+logger = logging.getLogger(__name__)
+
+EXIT_FENCED = 70
+"""EX_SOFTWARE of sysexits.h: the supervisor of the process starts it again."""
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boottime() -> float:
+    """Return seconds on a clock that also counts while the machine sleeps, where there is one."""
+    return time.clock_gettime(_CLOCK)
+
+
+def exit_fenced(why: str) -> NoReturn:
+    """End the process at once, whatever else it does: handlers that do not end must not meet their second copy."""
+    logger.critical("%s", why)
+    logging.shutdown()
+    os._exit(EXIT_FENCED)
+
+
+class Listener(Protocol):
+    """What the heartbeat tells its worker; called from the heartbeat's threads."""
+
+    def fenced(self) -> None:
+        """This worker's agents were given to others."""
+
+    def out_of_contact(self) -> None:
+        """Half the lease has passed without an acknowledged beat."""
+
+    def cancel_requested(self, job_ids: list[int]) -> None:
+        """Somebody asked to cancel these running jobs."""
+
+    def handler_code_runs(self) -> bool:
+        """True while any handler of this process may run."""
+
+
+class Heartbeat:
+    """The lease of one registered worker."""
+
+    def __init__(self, conninfo: str, worker_id: int, lease: float, listener: Listener) -> None:
+        """Prepare; `lease` in seconds. The worker was registered just now."""
+        self.interval = lease / 6
+        self._conninfo, self._worker_id, self._lease, self._listener = conninfo, worker_id, lease, listener
+        self._acknowledged = boottime()
+        self._unbroken_since: float | None = None
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._beat_on, name="heartbeat", daemon=True),
+            threading.Thread(target=self._watch, name="lease watch", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both threads; the lease is no longer kept."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(timeout=self._lease)
+
+    @property
+    def trusted(self) -> bool:
+        """True after a lease and a beat without a gap on one connection: only then may others be judged silent.
+
+        After a start, a crash recovery or a failover of the server all beats look stale for a while.
+        """
+        since = self._unbroken_since
+        return since is not None and boottime() - since >= self._lease + self.interval
+
+    def _beat_on(self) -> None:
+        connection: psycopg.Connection[Any] | None = None
+        while not self._stopped.is_set():
+            sent = boottime()
+            try:
+                if connection is None:
+                    connection = psycopg.connect(self._conninfo, autocommit=True)
+                    connection.prepare_threshold = 0
+                    sent = boottime()
+                row = connection.execute(BEAT, {"worker": self._worker_id}).fetchone()
+            except psycopg.Error as error:
+                self._unbroken_since = None
+                if connection is not None:
+                    logger.warning("the heartbeat failed: %s", type(error).__name__)
+                    with contextlib.suppress(psycopg.Error):
+                        connection.close()
+                    connection = None
+                elif server_refuses(self._conninfo, error):
+                    self._acknowledged = sent
+                self._stopped.wait(self.interval / 4)
+                continue
+            if row is None or row[0] == 0:
+                self._listener.fenced()
+                break
+            self._acknowledged = sent
+            if self._unbroken_since is None:
+                self._unbroken_since = sent
+            if row[1]:
+                self._listener.cancel_requested(row[1])
+            self._stopped.wait(max(0.0, self.interval - (boottime() - sent)))
+        if connection is not None:
+            connection.close()
+
+    def _watch(self) -> None:
+        told = False
+        while not self._stopped.wait(self._lease / 60):
+            silent = boottime() - self._acknowledged
+            if silent < self._lease / 2:
+                told = False
+                continue
+            if not told:
+                told = True
+                logger.error("no heartbeat for %.1f s: handlers are cancelled before the lease of %.0f s ends", silent, self._lease)
+                self._listener.out_of_contact()
+            if silent >= self._lease * 5 / 6 and self._listener.handler_code_runs():
+                exit_fenced(f"no heartbeat for {silent:.1f} s and handler code still runs: exiting, so that no second copy can")

@@ -1,0 +1,92 @@
+"""What a worker does for all: taking over from workers that went silent, cancel requests, the history's partitions, sweeping.
+
+Guarantees: nobody is judged silent unless this worker's own heartbeat is beyond doubt; the verdict is committed before any lane is
+touched. Must not: touch a lane of a worker that is not fenced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from archibald_pgq.runtime.heartbeat import Heartbeat
+from archibald_pgq.store import workers
+from archibald_pgq.store.connect import connect
+
+logger = logging.getLogger(__name__)
+
+PARTITION_DAYS = 7
+HOURLY = 3600.0
+SWEEP = 10.0
+BATCH = 100
+"""Lanes of a lost worker released at once: a takeover must not hold many rows for long."""
+
+
+class Maintenance:
+    """The upkeep of one registered worker, on a connection of its own."""
+
+    def __init__(
+        self, conninfo: str, worker_id: int, heartbeat: Heartbeat, max_losses: int, cancel: Callable[[list[int]], None]
+    ) -> None:
+        """Prepare; `cancel` is called with the ids of running jobs that somebody asked to cancel."""
+        self._conninfo, self._worker_id, self._heartbeat = conninfo, worker_id, heartbeat
+        self._max_losses, self._cancel = max_losses, cancel
+        self._asked = asyncio.Event()
+        self._swept = self._partitioned = float("-inf")
+
+    def cancel_requested(self) -> None:
+        """A hint that some running job was asked to stop."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Work until cancelled, once a heartbeat and when asked; reconnects by itself."""
+        connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        try:
+            while True:
+                try:
+                    if connection is None:
+                        connection = await connect(self._conninfo)
+                    await self._round(connection)
+                except psycopg.Error as error:
+                    if connection is not None and not connection.closed:
+                        logger.warning("upkeep met an error and goes on: %s", error)
+                    else:
+                        connection = None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._heartbeat.interval * random.uniform(0.9, 1.1)):  # noqa: S311
+                        await self._asked.wait()
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    async def _round(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        if self._asked.is_set():
+            self._asked.clear()
+            if job_ids := await workers.cancel_requests(connection, self._worker_id):
+                self._cancel(job_ids)
+        if self._heartbeat.trusted:
+            await self._take_over(connection)
+        now = time.monotonic()
+        if now - self._swept >= SWEEP:
+            self._swept = now
+            await workers.sweep(connection)
+        if now - self._partitioned >= HOURLY:
+            await workers.make_partitions(connection, PARTITION_DAYS)
+            self._partitioned = now
+
+    async def _take_over(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        for lost in await workers.fence_stale(connection, self._worker_id):
+            logger.warning("worker %d (%s, process %d) has gone silent: its agents are taken over", lost.worker_id, lost.host, lost.pid)
+            await workers.end_fenced_backends(connection)
+        while released := await workers.release_fenced(connection, BATCH, self._max_losses):
+            for lane in released:
+                logger.warning("took over %s: job %s is %s", lane.user_id, lane.job_id, lane.fate)
+            if len(released) < BATCH or any(lane.job_id is None for lane in released):
+                return

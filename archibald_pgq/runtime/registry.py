@@ -1,0 +1,65 @@
+"""The operations of an app: which handler runs which kind, and the policies that the app declares itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from archibald_pgq.domain.operations import CATALOGUE, Policy
+from archibald_pgq.domain.payload import check_kind
+from archibald_pgq.errors import ConfigError, InvalidJobError
+from archibald_pgq.runtime.context import JobContext
+
+Handler = Callable[[JobContext, dict[str, Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A kind with its handler; `policy` is None where the kind's row in the database (the catalogue's) decides."""
+
+    kind: str
+    handler: Handler
+    policy: Policy | None
+
+
+class Registry:
+    """The operations of one app, by kind."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._operations: dict[str, Operation] = {}
+
+    def add(self, kind: str, handler: Handler, policy: Policy | None) -> None:
+        """Register a handler; without a policy of its own the kind takes the catalogue's, or the default one if it is not there.
+
+        Raises:
+            ConfigError: the kind is not well formed or has a handler already, or the handler is no `async def`.
+        """
+        try:
+            check_kind(kind)
+        except InvalidJobError as error:
+            raise ConfigError(f"the operation {kind!r} cannot be registered: {error}") from None
+        if kind in self._operations:
+            raise ConfigError(f"the operation {kind!r} has two handlers; register one")
+        if not inspect.iscoroutinefunction(handler):
+            raise ConfigError(f"the handler of {kind!r} is not an async function; write it as `async def`")
+        if policy is None and kind not in CATALOGUE:
+            policy = Policy()
+        self._operations[kind] = Operation(kind, handler, policy)
+
+    def handler(self, kind: str) -> Handler | None:
+        """Return the handler of a kind, if this app has one."""
+        operation = self._operations.get(kind)
+        return operation.handler if operation else None
+
+    def kinds(self) -> list[str]:
+        """Return the kinds with a handler, sorted."""
+        return sorted(self._operations)
+
+    def declared(self) -> Iterator[tuple[str, Policy]]:
+        """Yield the kinds that this app declares with a policy of its own."""
+        for operation in self._operations.values():
+            if operation.policy is not None:
+                yield operation.kind, operation.policy

@@ -1,0 +1,198 @@
+"""The client's side of the database: enqueue, cancel, read, on connections of our own or of the caller's.
+
+Guarantees: on a caller's connection everything is part of the caller's transaction; what the database refuses comes back as one of
+the errors of `archibald_pgq.errors`. Must not: be used by a worker's hot path, which has connections of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+from sqlalchemy import Select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+
+from archibald_pgq.domain.job import JobRecord
+from archibald_pgq.domain.operations import Policy
+from archibald_pgq.domain.payload import MAX_JSON_BYTES
+from archibald_pgq.errors import DatabaseError, InvalidJobError, SchemaError, UnknownKindError
+from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
+from archibald_pgq.store.dsn import redacted, with_options
+from archibald_pgq.store.migrations import MEND
+from archibald_pgq.store.reads import to_record
+
+CallerConnection = psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession
+"""What a caller may pass to be part of its transaction."""
+
+_ENQUEUE = """
+SELECT archibald.enqueue(CAST(%(user_id)s AS text), CAST(%(kind)s AS text), CAST(%(payload)s AS jsonb), CAST(%(key)s AS text),
+                         clock_timestamp() + make_interval(secs => CAST(%(delay)s AS double precision)))
+"""
+_ENQUEUE_WINDOW = f"""
+WITH setting AS MATERIALIZED (SELECT set_config('archibald.dedup_window', CAST(%(window)s AS text), true) AS done)
+SELECT q.id FROM setting CROSS JOIN LATERAL ({_ENQUEUE} WHERE setting.done IS NOT NULL) AS q(id)
+"""
+_CANCEL = "SELECT archibald.cancel_job(%(job)s)"
+_PROGRESS = """
+UPDATE archibald.jobs SET progress = %(percent)s, progress_label = %(label)s
+ WHERE id = %(job)s AND state = 'running' AND worker_id = %(worker)s
+"""
+_DECLARE = """
+INSERT INTO archibald.operations AS o (kind, class, priority, timeout_s, max_attempts, backoff, backoff_s, idempotent)
+VALUES (%(kind)s, %(class)s, %(priority)s, %(timeout)s, %(max_attempts)s, %(backoff)s, %(backoff_s)s, %(idempotent)s)
+ON CONFLICT (kind) DO UPDATE
+   SET class = excluded.class, priority = excluded.priority, timeout_s = excluded.timeout_s, max_attempts = excluded.max_attempts,
+       backoff = excluded.backoff, backoff_s = excluded.backoff_s, idempotent = excluded.idempotent
+ WHERE (o.class, o.priority, o.timeout_s, o.max_attempts, o.backoff, o.backoff_s, o.idempotent) IS DISTINCT FROM
+       (excluded.class, excluded.priority, excluded.timeout_s, excluded.max_attempts, excluded.backoff, excluded.backoff_s,
+        excluded.idempotent)
+"""
+_PLACEHOLDER = re.compile(r"%\((\w+)\)s")
+_DEFAULT_WINDOW = 30.0
+
+
+def engine_for(dsn: str) -> AsyncEngine:
+    """Return a pool of autocommit connections to `dsn`; nothing is opened yet."""
+    conninfo = with_options(dsn, application_name="archibald-pgq client", connect_timeout=CONNECT_TIMEOUT)
+
+    async def connect() -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(conninfo)
+
+    return create_async_engine(
+        "postgresql+psycopg://", async_creator=connect, isolation_level="AUTOCOMMIT", pool_pre_ping=True, pool_size=5
+    )
+
+
+async def fetch(connection: CallerConnection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Run one statement (psycopg placeholders) on whichever sort of connection; return its rows."""
+    if isinstance(connection, psycopg.AsyncConnection):
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(sql, params)
+            return await cursor.fetchall() if cursor.description else []
+    if isinstance(connection, AsyncSession):
+        connection = await connection.connection()
+    result = await connection.execute(text(_PLACEHOLDER.sub(r":\1", sql)), dict(params))
+    return [tuple(row) for row in result] if result.returns_rows else []
+
+
+class Client:
+    """A database as the users of the queue see it; opens connections as needed, `close` returns them."""
+
+    def __init__(self, dsn: str) -> None:
+        """Remember the DSN; nothing is opened yet.
+
+        Raises:
+            ConfigError: the DSN cannot be read.
+        """
+        self.dsn = dsn
+        self.engine = engine_for(dsn)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+    async def run(self, sql: str, params: Mapping[str, Any], connection: CallerConnection | None = None) -> list[tuple[Any, ...]]:
+        """Run one statement, on `connection` or on one of our own, and translate what the database refuses.
+
+        Raises:
+            DatabaseError, SchemaError, InvalidJobError, UnknownKindError: see `archibald_pgq.errors`.
+        """
+        with self._translated():
+            if connection is not None:
+                return await fetch(connection, sql, params)
+            async with self.engine.connect() as own:
+                return await fetch(own, sql, params)
+
+    async def records(self, query: Select[Any]) -> list[JobRecord]:
+        """Return the jobs that a query of `store.reads` selects.
+
+        Raises:
+            DatabaseError, SchemaError: see `archibald_pgq.errors`.
+        """
+        with self._translated():
+            async with self.engine.connect() as own:
+                return [to_record(row) for row in await own.execute(query)]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (psycopg.Error, DBAPIError) as error:
+            translated = self._translate(error)
+            if translated is None:
+                raise
+            raise translated from error
+
+    def _translate(self, error: psycopg.Error | DBAPIError) -> Exception | None:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        state = getattr(cause, "sqlstate", None)
+        message = str(cause).strip().splitlines()[0] if str(cause).strip() else "no answer"
+        match state:
+            case "AQ001":
+                return UnknownKindError(f"{message}; declare it with @app.operation(…) and start that app once, or correct the name")
+            case "AQ002":
+                return InvalidJobError(message)
+            case "23514" if "jobs_payload_size" in message:
+                return InvalidJobError(f"the payload is over {MAX_JSON_BYTES} bytes (1 MB) as JSON; keep large data elsewhere")
+            case "42P01" | "42883" | "3F000" if "archibald" in message:
+                return SchemaError(f"there is no usable schema archibald at {redacted(self.dsn)}; {MEND}")
+            case "42501":
+                return DatabaseError(f"the database at {redacted(self.dsn)} refuses: {message}")
+            case None if isinstance(cause, psycopg.OperationalError):
+                return unreachable(self.dsn, cause)
+            case str() if state[:2] in {"08", "28", "3D", "53", "57"} and isinstance(cause, psycopg.Error):
+                return unreachable(self.dsn, cause)
+        return None
+
+    async def enqueue(
+        self,
+        *,
+        user_id: str,
+        kind: str,
+        payload: str,
+        key: str | None,
+        delay: float,
+        window: float,
+        connection: CallerConnection | None,
+    ) -> int:
+        """Enqueue one job (arguments already checked) and return its id, or the id of the job that it duplicates."""
+        params: dict[str, Any] = {"user_id": user_id, "kind": kind, "payload": payload, "key": key, "delay": delay or None}
+        if key is not None and window != _DEFAULT_WINDOW:
+            # The trigger reads it; the CTE is evaluated before the call that depends on it.
+            rows = await self.run(_ENQUEUE_WINDOW, {**params, "window": str(window)}, connection)
+        else:
+            rows = await self.run(_ENQUEUE, params, connection)
+        return int(rows[0][0])
+
+    async def cancel(self, job_id: int) -> str | None:
+        """Cancel a job: 'cancelled', 'requested' (it runs), its terminal state if it had ended, or None for an unknown id."""
+        rows = await self.run(_CANCEL, {"job": job_id})
+        answer = rows[0][0]
+        return None if answer is None else str(answer)
+
+    async def write_progress(self, job_id: int, worker_id: int, percent: int, label: str | None) -> None:
+        """Record how far a running job of this worker is."""
+        await self.run(_PROGRESS, {"job": job_id, "worker": worker_id, "percent": percent, "label": label})
+
+    async def declare(self, kind: str, policy: Policy) -> None:
+        """Write the policy of a kind that an app declares itself; does nothing where it is the same already."""
+        backoff = policy.backoff
+        await self.run(
+            _DECLARE,
+            {
+                "kind": kind,
+                "class": policy.job_class.value,
+                "priority": policy.priority,
+                "timeout": policy.timeout,
+                "max_attempts": policy.max_attempts,
+                "backoff": backoff.shape if backoff else None,
+                "backoff_s": backoff.seconds if backoff else 0.0,
+                "idempotent": policy.idempotent,
+            },
+        )
+

@@ -1,0 +1,69 @@
+"""Connections of a worker: direct, autocommit, and never waiting for long.
+
+Guarantees: a dead peer is noticed within the lease on both sides; no statement waits for a caller's lock longer than 200 ms; a
+connection pooler in between is refused, because session locks and LISTEN break silently on one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import pq
+
+from archibald_pgq.errors import DatabaseError
+from archibald_pgq.store.dsn import redacted, to_libpq, with_options
+
+CONNECT_TIMEOUT = 5
+"""Seconds; libpq takes whole ones, at least 2."""
+
+
+def worker_options(dsn: str, name: str, lease: float) -> str:
+    """Return the conninfo for a connection of a worker that must notice a dead peer well within `lease` seconds."""
+    dead_after = max(int(lease * 1000 / 3), 500)
+    return with_options(
+        dsn,
+        application_name=f"archibald-pgq {name}",
+        connect_timeout=max(2, int(lease / 3)),
+        tcp_user_timeout=dead_after,
+        keepalives_idle=1,
+        keepalives_interval=1,
+        keepalives_count=max(1, dead_after // 1000),
+        options=f"-c lock_timeout=200ms -c tcp_user_timeout={dead_after} -c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1",
+    )
+
+
+async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+    """Open a worker's connection.
+
+    Raises:
+        psycopg.OperationalError: the server cannot be reached; the caller decides whether to try again.
+        DatabaseError: there is a connection pooler in between.
+    """
+    connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    # A turn's plan must not change with the shape of its arrays, and its text is long: prepare it at once.
+    connection.prepare_threshold = 0
+    row = await (await connection.execute("SELECT pg_backend_pid()", prepare=False)).fetchone()
+    if row is None or row[0] != connection.info.backend_pid:
+        await connection.close()
+        raise DatabaseError(
+            f"there is a connection pooler at {redacted(conninfo)}, which breaks session locks; "
+            "give the worker the address of Postgres itself in ARCHIBALD_DATABASE_URL"
+        )
+    return connection
+
+
+def server_refuses(conninfo: str, error: psycopg.Error) -> bool:
+    """True if the server is down or starting: then nobody else can reach it either, and no lease can be taken over on it."""
+    text = str(error)
+    # libpq's own texts are not translated in the bundled library; the server's may be, so the server is asked by PQping.
+    if "Connection refused" in text or "No such file or directory" in text:
+        return True
+    return pq.PGconn.ping(to_libpq(conninfo).encode()) == pq.Ping.REJECT
+
+
+def unreachable(dsn: str, error: psycopg.Error) -> DatabaseError:
+    """Return the error for a person: which database, why, and what to do."""
+    lines = str(error).strip().splitlines() or ["no answer"]
+    reason = lines[-1].split("FATAL:")[-1].split("failed: ")[-1].strip()
+    return DatabaseError(f"the database at {redacted(dsn)} cannot be used: {reason}; check ARCHIBALD_DATABASE_URL and that it is up")

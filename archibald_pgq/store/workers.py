@@ -1,0 +1,138 @@
+"""Workers in the database: registering, the heartbeat, and taking over the agents of one that has gone silent."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+_REGISTER = """
+INSERT INTO archibald.workers (host, pid, version, concurrency, kinds, lease_s, backend_pid, backend_start)
+SELECT %(host)s, %(pid)s, %(version)s, %(concurrency)s, %(kinds)s, %(lease)s, a.pid, a.backend_start
+  FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
+RETURNING id
+"""
+# The old backend may still hold the agents' locks behind a broken connection: end it, and only it, before taking them again.
+_MOVE = """
+WITH old AS (
+  SELECT s.pid FROM archibald.workers w JOIN pg_stat_activity s ON s.pid = w.backend_pid AND s.backend_start = w.backend_start
+   WHERE w.id = %(worker)s AND s.pid <> pg_backend_pid()
+), ended AS (
+  SELECT pg_terminate_backend(pid, 1000) FROM old
+)
+UPDATE archibald.workers w SET backend_pid = a.pid, backend_start = a.backend_start
+  FROM pg_stat_activity a
+ WHERE a.pid = pg_backend_pid() AND w.id = %(worker)s AND (SELECT count(*) FROM ended) >= 0
+RETURNING w.fenced_at IS NULL
+"""
+BEAT = """
+WITH beat AS (
+  UPDATE archibald.workers SET beat = clock_timestamp() WHERE id = %(worker)s AND fenced_at IS NULL RETURNING id
+)
+SELECT (SELECT count(*) FROM beat),
+       ARRAY (SELECT id FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND cancel_requested_at IS NOT NULL)
+"""
+"""The heartbeat; it also brings the cancel requests, so that none depends on a notification."""
+
+_CANCELS = "SELECT id FROM archibald.jobs WHERE worker_id = %s AND state = 'running' AND cancel_requested_at IS NOT NULL"
+_STOP = "UPDATE archibald.workers SET stopped_at = clock_timestamp() WHERE id = %s AND fenced_at IS NULL"
+_FENCE = "SELECT worker, host, pid FROM archibald.fence_stale_workers(%s)"
+_END_BACKENDS = "SELECT archibald.end_fenced_backends()"
+_RELEASE = "SELECT user_id, job, fate FROM archibald.release_fenced_lanes(%s, %s)"
+_PARTITIONS = "SELECT archibald.make_history_partitions(%s)"
+_SWEEP_KEYS = """
+DELETE FROM archibald.idempotency_keys WHERE ctid = ANY (ARRAY (
+  SELECT k.ctid FROM archibald.idempotency_keys k
+   WHERE k.expires_at < now() AND NOT EXISTS (SELECT FROM archibald.jobs j WHERE j.id = k.job_id)
+   ORDER BY k.expires_at LIMIT 500 FOR UPDATE SKIP LOCKED))
+"""
+_SWEEP_WORKERS = """
+DELETE FROM archibald.workers w
+ WHERE coalesce(w.stopped_at, w.fenced_at) < now() - interval '7 days'
+   AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = w.id)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A worker that was just declared lost."""
+
+    worker_id: int
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A lane of a lost worker that was given free, and what became of its job."""
+
+    user_id: str
+    job_id: int | None
+    fate: str
+
+
+async def register(connection: Connection, version: str, concurrency: int, kinds: Sequence[str], lease: float) -> int:
+    """Add this process as a worker whose agent locks live on `connection`; return its id."""
+    cursor = await connection.execute(
+        _REGISTER,
+        {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": version,
+            "concurrency": concurrency,
+            "kinds": list(kinds),
+            "lease": lease,
+        },
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise psycopg.OperationalError("the server does not list this connection in pg_stat_activity")
+    return int(row[0])
+
+
+async def move(connection: Connection, worker_id: int) -> bool:
+    """After a reconnect: end the worker's old backend and record this one; False if the worker was fenced meanwhile."""
+    row = await (await connection.execute(_MOVE, {"worker": worker_id})).fetchone()
+    return row is not None and bool(row[0])
+
+
+async def stop(connection: Connection, worker_id: int) -> None:
+    """Say goodbye, so that nobody waits for this worker's lease."""
+    await connection.execute(_STOP, (worker_id,))
+
+
+async def cancel_requests(connection: Connection, worker_id: int) -> list[int]:
+    """Return the ids of this worker's running jobs that somebody asked to cancel."""
+    return [row[0] for row in await (await connection.execute(_CANCELS, (worker_id,))).fetchall()]
+
+
+async def fence_stale(connection: Connection, me: int) -> list[Fenced]:
+    """Fence every worker whose lease has run out; committed when this returns."""
+    return [Fenced(*row) for row in await (await connection.execute(_FENCE, (me,))).fetchall()]
+
+
+async def end_fenced_backends(connection: Connection) -> None:
+    """Terminate the recorded backends of fenced workers, so that the agents' locks they hold are free."""
+    await connection.execute(_END_BACKENDS)
+
+
+async def release_fenced(connection: Connection, limit: int, max_losses: int) -> list[Released]:
+    """Give free up to `limit` lanes of fenced workers."""
+    return [Released(*row) for row in await (await connection.execute(_RELEASE, (limit, max_losses))).fetchall()]
+
+
+async def make_partitions(connection: Connection, days: int) -> None:
+    """Make the history's partitions of the next `days` days."""
+    await connection.execute(_PARTITIONS, (days,))
+
+
+async def sweep(connection: Connection) -> None:
+    """Remove a bounded number of expired idempotency keys and of workers that ended over a week ago."""
+    await connection.execute(_SWEEP_KEYS)
+    await connection.execute(_SWEEP_WORKERS)
