@@ -51,6 +51,11 @@ class Archibald:
         self._opening = asyncio.Lock()
 
     @property
+    def database_url(self) -> str | None:
+        """The database that this app was made with, if any."""
+        return self._database_url
+
+    @property
     def kinds(self) -> list[str]:
         """The kinds that this app has handlers for, sorted."""
         return self._registry.kinds()

@@ -1,0 +1,61 @@
+"""The command line: parse, call, print.
+
+Guarantees: what a user got wrong is one sentence on stderr and exit code 2, never a traceback; nothing is printed to stdout but what was
+asked for. Must not: hold SQL or decisions about jobs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from archibald_pgq.app import VERSION
+from archibald_pgq.cli import database, jobs
+from archibald_pgq.cli.demo import demo
+from archibald_pgq.cli.run import run
+from archibald_pgq.errors import ArchibaldError
+
+BAD_INPUT = 2
+
+app = typer.Typer(
+    name="archibald-pgq",
+    help="A Postgres job queue for work that must go one at a time per key.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"archibald-pgq {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """A Postgres job queue for work that must go one at a time per key."""
+
+
+app.command()(run)
+app.command()(database.migrate)
+app.command()(jobs.enqueue)
+app.command()(jobs.job)
+app.command(name="jobs")(jobs.jobs)
+app.command()(jobs.cancel)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(database.psql)
+app.command()(demo)
+
+
+def main() -> None:
+    """Run the command line and exit the process."""
+    try:
+        app()
+    except ArchibaldError as error:
+        sys.stderr.write(f"archibald-pgq: {error}\n")
+        sys.exit(BAD_INPUT)

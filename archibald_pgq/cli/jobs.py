@@ -1,0 +1,91 @@
+"""Commands about jobs: enqueue, job, jobs, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from archibald_pgq import config
+from archibald_pgq.app import Archibald
+from archibald_pgq.cli.database import open_for_looking
+from archibald_pgq.cli.output import as_json, console, job_table, jobs_table, print_json
+from archibald_pgq.domain.payload import parse_payload
+from archibald_pgq.domain.states import State
+
+T = TypeVar("T")
+
+LARGEST_ID = 2**63 - 1
+JobId = Annotated[int, typer.Argument(metavar="ID", min=1, max=LARGEST_ID, help="The job's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+CANCELLED = {
+    "cancelled": "job {id} is cancelled",
+    "requested": "job {id} runs; it is asked to stop",
+}
+
+
+def _with_app(call: Callable[[Archibald], Awaitable[T]]) -> T:
+    async def go() -> T:
+        settings = config.load()
+        async with Archibald() as app:
+            app.use(await asyncio.to_thread(open_for_looking, settings))
+            return await call(app)
+
+    return asyncio.run(go())
+
+
+def enqueue(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="The operation, such as submit-order.")],
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The agent.")],
+    data: Annotated[str, typer.Option("--data", metavar="JSON", help="What the handler gets: a JSON object.")] = "{}",
+    idempotency_key: Annotated[str | None, typer.Option("--idempotency-key", help="Makes repeated requests one job.")] = None,
+    delay: Annotated[float, typer.Option("--delay", help="Seconds before which it must not run.")] = 0.0,
+    as_json_: AsJson = False,
+) -> None:
+    """Enqueue a job and print its id."""
+    payload = parse_payload(data)
+    job = _with_app(lambda app: app.enqueue(kind, user_id=user_id, data=payload, idempotency_key=idempotency_key, delay=delay))
+    if as_json_:
+        print_json({"id": job.id})
+    else:
+        typer.echo(job.id)
+
+
+def job(job_id: JobId, as_json_: AsJson = False) -> None:
+    """Show one job, live or finished."""
+    record = _with_app(lambda app: app.job(job_id))
+    if as_json_:
+        print_json(as_json(record))
+    else:
+        console().print(job_table(record))
+
+
+def jobs(
+    user: Annotated[str | None, typer.Option("--user", help="Only this agent's.")] = None,
+    state: Annotated[State | None, typer.Option("--state", help="Only those in this state.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only this operation's.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10000, help="How many at most.")] = 50,
+    as_json_: AsJson = False,
+) -> None:
+    """List the newest jobs, live and finished."""
+    records = _with_app(lambda app: app.jobs(user_id=user, state=state, kind=kind, limit=limit))
+    if as_json_:
+        print_json([as_json(record) for record in records])
+    elif records:
+        console().print(jobs_table(records))
+    else:
+        typer.echo("no jobs")
+
+
+def cancel(job_id: JobId, as_json_: AsJson = False) -> None:
+    """Cancel a job that waits, or stop one that runs. Exit code 1 if it had finished already."""
+    answer = _with_app(lambda app: app.cancel(job_id))
+    if as_json_:
+        print_json({"id": job_id, "answer": answer})
+    else:
+        typer.echo(CANCELLED.get(answer, "job {id} has already finished: it is {answer}").format(id=job_id, answer=answer))
+    if answer not in CANCELLED:
+        raise typer.Exit(1)

@@ -1,0 +1,103 @@
+"""How results look: rich tables for people, JSON for pipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from archibald_pgq.domain.job import JobRecord
+
+PIPE_WIDTH = 200
+"""Columns of a table that goes into a pipe, where there is no terminal to ask."""
+
+COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "needs_review": "magenta", "cancelled": "dim"}
+
+
+def console() -> Console:
+    """Return the console for stdout."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+
+
+def as_json(record: JobRecord) -> dict[str, Any]:
+    """Return a job with the column names of `archibald.all_jobs` as keys, and times in ISO 8601."""
+    names = {"job_class": "class"}
+    return {
+        names.get(name, name): value.isoformat() if isinstance(value := getattr(record, name), datetime) else value
+        for name in JobRecord.__slots__
+    }
+
+
+def _time(value: datetime | None) -> str:
+    return "" if value is None else value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _state(record: JobRecord) -> str:
+    text = f"{record.state} ({record.wait_reason})" if record.wait_reason else str(record.state)
+    colour = COLOURS.get(record.state)
+    return f"[{colour}]{text}[/]" if colour else text
+
+
+def job_table(record: JobRecord) -> Table:
+    """Return one job as a table of names and values."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows: list[tuple[str, object]] = [
+        ("job", record.id),
+        ("user_id", record.user_id),
+        ("kind", f"{record.kind} ({record.job_class}, priority {record.priority})"),
+        ("attempts", f"{record.attempt} of {record.max_attempts} spent"),
+        ("requeued", f"{record.requeue_count} times" if record.requeue_count else None),
+        ("workers lost", record.losses or None),
+        ("worker", record.worker_id),
+        ("progress", None if record.progress is None else f"{record.progress} % {record.progress_label or ''}"),
+        ("key", record.idempotency_key),
+        ("created", _time(record.created_at)),
+        ("not before", _time(record.run_after) if record.wait_reason else None),
+        ("started", _time(record.started_at)),
+        ("finished", _time(record.finished_at)),
+        ("payload", json.dumps(record.payload, ensure_ascii=False)),
+        ("result", None if record.result is None else json.dumps(record.result, ensure_ascii=False)),
+        ("error", record.error),
+    ]
+    for name, value in rows:
+        if value not in (None, ""):
+            table.add_row(name, escape(str(value)))
+        if name == "kind":
+            table.add_row("state", _state(record))
+    return table
+
+
+def jobs_table(records: Sequence[JobRecord]) -> Table:
+    """Return jobs as a table, one a row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("id", "right"), ("user_id", "left"), ("kind", "left"), ("state", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("requeued", justify="right")
+    table.add_column("created", no_wrap=True)
+    table.add_column("note", overflow="ellipsis", no_wrap=True, ratio=1)
+    for record in records:
+        progress = None if record.progress is None or record.finished else f"{record.progress} % {record.progress_label or ''}"
+        note = record.error or progress or ""
+        table.add_row(
+            str(record.id),
+            escape(record.user_id),
+            escape(record.kind),
+            _state(record),
+            str(record.requeue_count or ""),
+            _time(record.created_at)[5:],
+            escape(note.replace("\n", " ")),
+        )
+    return table
