@@ -1,0 +1,65 @@
+"""Fixtures of all tests: one server for the run, a fresh migrated database for each test that asks for one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests import servers
+
+WANTED = "ARCHIBALD_TEST_POSTGRES"
+
+_used = pytest.StashKey[str]()
+_numbers = itertools.count(1)
+
+
+def pytest_sessionstart() -> None:
+    """Forget what the environment says about databases and settings: no test may depend on it, or reach a real database."""
+    for name in set(os.environ) - {WANTED}:
+        if name.startswith(("ARCHIBALD_", "PG")) or name in ("DATABASE_URL", "WORKER_CONCURRENCY"):
+            del os.environ[name]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which server the tests ran on, also with -q."""
+    if _used in config.stash:
+        terminalreporter.write_line(f"Tests ran on {config.stash[_used]}.")
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Iterator[servers.Server]:
+    """The Postgres of this run; `ARCHIBALD_TEST_POSTGRES` chooses it, see `servers.start`."""
+    with servers.start(os.environ.get(WANTED) or None) as running:
+        pytestconfig.stash[_used] = f"PostgreSQL {running.version} ({running.name})"
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(server: servers.Server) -> str:
+    """The name of a database that has been migrated to head; copied, never connected to."""
+    from archibald_pgq.store import migrations
+
+    name = "migrated"
+    migrations.upgrade(server.create_database(name))
+    return name
+
+
+@pytest.fixture
+def database(server: servers.Server, template: str) -> Iterator[str]:
+    """The URL of a fresh, migrated database."""
+    yield from _fresh(server, template)
+
+
+@pytest.fixture
+def empty_database(server: servers.Server) -> Iterator[str]:
+    """The URL of a fresh database without the schema."""
+    yield from _fresh(server, "template0")
+
+
+def _fresh(server: servers.Server, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    yield server.create_database(name, template)
+    server.drop_database(name)
