@@ -85,7 +85,7 @@ def _orders(draw: random.Random) -> Iterator[Entry]:
     """Three bursts of orders; a number belongs to one agent, who has ten of them at hand."""
     for burst, begin in enumerate((5.0, 16.0, 31.0)):
         for place, agent in enumerate(AGENTS):
-            if agent not in {HOT_AGENT, LOCKED_AGENT} and (place + burst) % 5 < 3:  # noqa: PLR2004  # three agents of five
+            if agent not in {HOT_AGENT, LOCKED_AGENT} and (place + burst) % 5 < 3:  # three agents of five
                 yield from _order(draw, begin + draw.uniform(0.0, 2.0), agent, 10 * place + burst + 1)
 
 

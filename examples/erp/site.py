@@ -233,7 +233,7 @@ def _printed(title: str, number: str, documents: dict[str, Document]) -> bytes:
 
 def _number_of_page(request: web.Request) -> int:
     text = request.query.get("page", "1")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:  # noqa: PLR2004  # a bound on nonsense
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:  # a bound on nonsense
         raise RefusedError(f"page is {text!r}; it must be a whole number from 1")
     return int(text)
 
