@@ -1,0 +1,203 @@
+"""A thin handler for each of the 15 operations: what the agent asked for, as requests to the ERP.
+
+Owns: `app`, which `archibald-pgq run archibald_pgq.examples.erp:app` runs. Guarantees: a wrong payload fails the job
+with one sentence; long ones report progress. Must not: guard against two jobs of one agent at once, which is the
+queue's promise.
+
+What may stand in `data`, all of it optional unless marked (!):
+`order` a number (! but for submit-order), `customer` a code such as "C-001", `lines` a list of {"article", "quantity"},
+`name`, `note`, `number` (!) of a DDT or invoice.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from archibald_pgq import Archibald, JobContext
+
+from .client import Desk, Erp, ErpError
+
+Data = dict[str, Any]
+
+app = Archibald()
+erp = Erp()
+
+USUAL_CUSTOMER = "C-001"
+USUAL_LINES = [{"article": "A-001", "quantity": 1}]
+
+
+@asynccontextmanager
+async def _at_work(ctx: JobContext) -> AsyncIterator[Desk]:
+    """The job's agent at its desk in the ERP."""
+    async with erp.operation(ctx.user_id, f"{ctx.kind} of job {ctx.job_id}") as desk:
+        yield desk
+
+
+def _order(data: Data) -> int:
+    number = data.get("order")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ErpError(f'"order" is {number!r}; it must be an order\'s number, such as {{"order": 1001}}')
+    return number
+
+
+def _number(data: Data) -> str:
+    number = data.get("number")
+    if not isinstance(number, str) or not number.isascii() or not number.replace("-", "").isalnum():
+        raise ErpError(f'"number" is {number!r}; it must be a document\'s number, such as {{"number": "D-2001"}}')
+    return number
+
+
+def _customer(data: Data) -> str:
+    code = data.get("customer", USUAL_CUSTOMER)
+    if not isinstance(code, str) or not code.isascii() or not code.replace("-", "").isalnum():
+        raise ErpError(f'"customer" is {code!r}; it must be a customer\'s code, such as {{"customer": "C-001"}}')
+    return code
+
+
+@app.operation("submit-order")
+async def submit_order(ctx: JobContext, data: Data) -> Data:
+    """Look up the customer, check the lines, place the order."""
+    lines = data.get("lines", USUAL_LINES)
+    async with _at_work(ctx) as desk:
+        customer = await desk.get(f"/customers/{_customer(data)}")
+        await ctx.progress(20, "customer found")
+        checked = await desk.post("/orders/check", {"lines": lines})
+        await ctx.progress(50, "lines checked")
+        order = await desk.post("/orders", {"number": data.get("order"), "customer": customer["code"], "lines": lines})
+    return {"order": order["number"], "euro": checked["euro"]}
+
+
+@app.operation("create-customer")
+async def create_customer(ctx: JobContext, data: Data) -> Data:
+    """Look whether the list can be read, then add the customer."""
+    async with _at_work(ctx) as desk:
+        await desk.get("/customers")
+        customer = await desk.post("/customers", {"name": data.get("name")})
+    return {"customer": customer["code"]}
+
+
+@app.operation("update-customer")
+async def update_customer(ctx: JobContext, data: Data) -> Data:
+    """Open the customer and save what has changed."""
+    async with _at_work(ctx) as desk:
+        path = f"/customers/{_customer(data)}"
+        await desk.get(path)
+        changes = {key: value for key, value in data.items() if key in {"name", "note"}}
+        customer = await desk.put(path, changes)
+    return {"customer": customer["code"]}
+
+
+@app.operation("send-to-verona")
+async def send_to_verona(ctx: JobContext, data: Data) -> Data:
+    """Open the order and send it; from then on it cannot be changed."""
+    number = _order(data)
+    async with _at_work(ctx) as desk:
+        await desk.get(f"/orders/{number}")
+        order = await desk.post(f"/orders/{number}/send", {})
+    return {"order": number, "state": order["state"]}
+
+
+@app.operation("edit-order")
+async def edit_order(ctx: JobContext, data: Data) -> Data:
+    """Open the order and save its new lines or note."""
+    number = _order(data)
+    async with _at_work(ctx) as desk:
+        await desk.get(f"/orders/{number}")
+        await desk.put(f"/orders/{number}", {key: data[key] for key in ("lines", "note") if key in data})
+    return {"order": number}
+
+
+@app.operation("delete-order")
+async def delete_order(ctx: JobContext, data: Data) -> Data:
+    """Open the order and delete it."""
+    number = _order(data)
+    async with _at_work(ctx) as desk:
+        await desk.get(f"/orders/{number}")
+        await desk.delete(f"/orders/{number}")
+    return {"order": number}
+
+
+@app.operation("download-ddt-pdf")
+async def download_ddt_pdf(ctx: JobContext, data: Data) -> Data:
+    """Fetch a delivery note."""
+    return await _download(ctx, "ddt", _number(data))
+
+
+@app.operation("download-invoice-pdf")
+async def download_invoice_pdf(ctx: JobContext, data: Data) -> Data:
+    """Fetch an invoice."""
+    return await _download(ctx, "invoices", _number(data))
+
+
+async def _download(ctx: JobContext, what: str, number: str) -> Data:
+    """Return the PDF in the result, as base64: it is a page, well below the 1 MB that a result may have."""
+    async with _at_work(ctx) as desk:
+        await desk.get(f"/{what}")
+        await ctx.progress(40, "list read")
+        content = await desk.pdf(f"/{what}/{number}.pdf")
+    return {"number": number, "bytes": len(content), "pdf": base64.b64encode(content).decode()}
+
+
+@app.operation("sync-order-articles")
+async def sync_order_articles(ctx: JobContext, data: Data) -> Data:
+    """Read the lines of one order."""
+    number = _order(data)
+    async with _at_work(ctx) as desk:
+        await desk.get(f"/orders/{number}")
+        rows = await _read_all(ctx, desk, f"/orders/{number}/articles")
+    return {"order": number, "articles": rows}
+
+
+async def _read_all(ctx: JobContext, desk: Desk, path: str) -> int:
+    """Read a list page by page, reporting progress; return the number of its rows."""
+    page, pages, rows = 0, 1, 0
+    while page < pages:
+        page += 1
+        read = await desk.get(path, page)
+        pages, rows = read["pages"], rows + len(read["rows"])
+        await ctx.progress(100 * page // pages, f"page {page} of {pages}")
+    return rows
+
+
+async def _sync(ctx: JobContext, what: str) -> Data:
+    async with _at_work(ctx) as desk:
+        return {what: await _read_all(ctx, desk, f"/{what}")}
+
+
+@app.operation("sync-customers")
+async def sync_customers(ctx: JobContext, data: Data) -> Data:
+    """Read all customers."""
+    return await _sync(ctx, "customers")
+
+
+@app.operation("sync-orders")
+async def sync_orders(ctx: JobContext, data: Data) -> Data:
+    """Read all orders."""
+    return await _sync(ctx, "orders")
+
+
+@app.operation("sync-ddt")
+async def sync_ddt(ctx: JobContext, data: Data) -> Data:
+    """Read all delivery notes."""
+    return await _sync(ctx, "ddt")
+
+
+@app.operation("sync-invoices")
+async def sync_invoices(ctx: JobContext, data: Data) -> Data:
+    """Read all invoices."""
+    return await _sync(ctx, "invoices")
+
+
+@app.operation("sync-products")
+async def sync_products(ctx: JobContext, data: Data) -> Data:
+    """Read all products."""
+    return await _sync(ctx, "products")
+
+
+@app.operation("sync-prices")
+async def sync_prices(ctx: JobContext, data: Data) -> Data:
+    """Read all prices."""
+    return await _sync(ctx, "prices")
