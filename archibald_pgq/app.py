@@ -139,15 +139,17 @@ class Archibald:
             DatabaseError, SchemaError: the database cannot be used.
         """
         payload = check_payload({} if data is None else data)
-        arguments = {
-            "kind": check_kind(kind),
-            "user_id": check_user_id(user_id),
-            "key": None if idempotency_key is None else check_key(idempotency_key),
-            "delay": check_delay(delay),
-        }
+        kind, user_id, delay = check_kind(kind), check_user_id(user_id), check_delay(delay)
+        key = None if idempotency_key is None else check_key(idempotency_key)
         client = await self._open()
         job_id = await client.enqueue(
-            **arguments, payload=payload, window=self.settings.dedup_window, connection=connection
+            user_id=user_id,
+            kind=kind,
+            payload=payload,
+            key=key,
+            delay=delay,
+            window=self.settings.dedup_window,
+            connection=connection,
         )
         return Job(job_id, self.job)
 
@@ -231,6 +233,8 @@ class Archibald:
         """Use as an async context manager."""
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         await self.close()

@@ -17,7 +17,6 @@ from typing import Any
 from archibald_pgq.errors import ConfigError
 
 
-
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One environment variable: its name, its default as text, the meaning for the docs, and how its text is read."""
@@ -68,7 +67,10 @@ SETTINGS: dict[str, Setting] = {
         "ARCHIBALD_SHUTDOWN_GRACE", "30", "seconds that running handlers get to end after SIGTERM", _seconds(0, 3600)
     ),
     "dedup_window": Setting(
-        "ARCHIBALD_DEDUP_WINDOW", "30", "seconds after its enqueue in which an idempotency key still returns its job", _seconds(0, 86400)
+        "ARCHIBALD_DEDUP_WINDOW",
+        "30",
+        "seconds after its enqueue in which an idempotency key still returns its job",
+        _seconds(0, 86400),
     ),
     "lease": Setting(
         "ARCHIBALD_LEASE", "6", "seconds of silence after which a worker's agents are given to others", _seconds(2, 600)
@@ -107,7 +109,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[field] = setting.read(text) if text else None
         except ValueError as error:
-            raise ConfigError(f"{setting.name} is {text!r}; it must be {error}, or unset for {setting.default}") from None
+            raise ConfigError(
+                f"{setting.name} is {text!r}; it must be {error}, or unset for {setting.default}"
+            ) from None
     return Settings(**values)
 
 

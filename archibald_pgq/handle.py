@@ -40,7 +40,7 @@ class Job:
         """
         return await self._read(self.id)
 
-    async def wait(self, timeout: float | None = None) -> Any:
+    async def wait(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # the public name; it bounds polling, not a task
         """Wait until the job has finished and return the handler's result.
 
         A sync that was absorbed by another one of its kind is followed to that one.

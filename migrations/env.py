@@ -21,7 +21,9 @@ def run() -> None:
         raise ConfigError("no database is named; set ARCHIBALD_DATABASE_URL, or use `archibald-pgq migrate`")
     if context.is_offline_mode():
         raise ConfigError("migrations need a database; run them without --sql")
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(to_libpq(dsn)), poolclass=pool.NullPool)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(to_libpq(dsn)), poolclass=pool.NullPool
+    )
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
         connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS archibald")

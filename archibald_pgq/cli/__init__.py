@@ -37,7 +37,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """A Postgres job queue for work that must go one at a time per key."""
 
@@ -48,7 +50,9 @@ app.command()(jobs.enqueue)
 app.command()(jobs.job)
 app.command(name="jobs")(jobs.jobs)
 app.command()(jobs.cancel)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(database.psql)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+    database.psql
+)
 app.command()(demo)
 
 

@@ -61,15 +61,17 @@ def psql(context: typer.Context) -> None:
         raise ConfigError("there is no psql, neither bundled nor on PATH; install PostgreSQL's client programs")
     with open_for_looking(settings) as target:
         parts = conninfo_to_dict(target.dsn)
-        given = {_ENVIRONMENT[key]: str(value) for key, value in parts.items() if key in _ENVIRONMENT and value is not None}
+        given = {
+            _ENVIRONMENT[key]: str(value) for key, value in parts.items() if key in _ENVIRONMENT and value is not None
+        }
         # psql handles Ctrl-C itself (it cancels the query); this process only waits for it
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            ended = subprocess.run(  # noqa: S603  # the program is psql, the arguments are the user's own
+            ended = subprocess.run(  # the program is psql, the arguments are the user's own
                 [str(program), *context.args],
                 env={**os.environ, **given},
                 check=False,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads yet
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # no threads yet
             )
         finally:
             signal.signal(signal.SIGINT, before)

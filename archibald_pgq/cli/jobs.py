@@ -37,17 +37,21 @@ def _with_app(call: Callable[[Archibald], Awaitable[T]]) -> T:
     return asyncio.run(go())
 
 
-def enqueue(
+def enqueue(  # noqa: PLR0917  # Typer calls it by keyword
     kind: Annotated[str, typer.Argument(metavar="KIND", help="The operation, such as submit-order.")],
     user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The agent.")],
     data: Annotated[str, typer.Option("--data", metavar="JSON", help="What the handler gets: a JSON object.")] = "{}",
-    idempotency_key: Annotated[str | None, typer.Option("--idempotency-key", help="Makes repeated requests one job.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option("--idempotency-key", help="Makes repeated requests one job.")
+    ] = None,
     delay: Annotated[float, typer.Option("--delay", help="Seconds before which it must not run.")] = 0.0,
     as_json_: AsJson = False,
 ) -> None:
     """Enqueue a job and print its id."""
     payload = parse_payload(data)
-    job = _with_app(lambda app: app.enqueue(kind, user_id=user_id, data=payload, idempotency_key=idempotency_key, delay=delay))
+    job = _with_app(
+        lambda app: app.enqueue(kind, user_id=user_id, data=payload, idempotency_key=idempotency_key, delay=delay)
+    )
     if as_json_:
         print_json({"id": job.id})
     else:
@@ -86,6 +90,8 @@ def cancel(job_id: JobId, as_json_: AsJson = False) -> None:
     if as_json_:
         print_json({"id": job_id, "answer": answer})
     else:
-        typer.echo(CANCELLED.get(answer, "job {id} has already finished: it is {answer}").format(id=job_id, answer=answer))
+        typer.echo(
+            CANCELLED.get(answer, "job {id} has already finished: it is {answer}").format(id=job_id, answer=answer)
+        )
     if answer not in CANCELLED:
         raise typer.Exit(1)

@@ -89,7 +89,9 @@ def jobs_table(records: Sequence[JobRecord]) -> Table:
     table.add_column("created", no_wrap=True)
     table.add_column("note", overflow="ellipsis", no_wrap=True, ratio=1)
     for record in records:
-        progress = None if record.progress is None or record.finished else f"{record.progress} % {record.progress_label or ''}"
+        progress = (
+            None if record.progress is None or record.finished else f"{record.progress} % {record.progress_label or ''}"
+        )
         note = record.error or progress or ""
         table.add_row(
             str(record.id),

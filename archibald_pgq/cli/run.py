@@ -29,7 +29,9 @@ def run(
     app: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODULE:APP]", help="The app; else ARCHIBALD_APP, else [tool.archibald-pgq] app in ./pyproject.toml.", show_default=False
+            metavar="[MODULE:APP]",
+            help="The app; else ARCHIBALD_APP, else [tool.archibald-pgq] app in ./pyproject.toml.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -69,9 +71,13 @@ def load_app(name: str) -> Archibald:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(f"the app's module {module_name!r} cannot be found from {folder}") from None
-        raise ConfigError(f"the app's module {module_name!r} needs a module that is not installed: {error.name}") from None
+        raise ConfigError(
+            f"the app's module {module_name!r} needs a module that is not installed: {error.name}"
+        ) from None
     except Exception as error:
-        raise ConfigError(f"the app's module {module_name!r} fails when it is imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"the app's module {module_name!r} fails when it is imported: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, attribute, None)
     if not isinstance(found, Archibald):
         what = "has no" if found is None else f"has a {type(found).__name__}, not an Archibald, as"
@@ -88,7 +94,7 @@ def _from_pyproject(path: Path) -> str | None:
         raise ConfigError(f"./pyproject.toml cannot be read: {error}") from None
     app = table.get("tool", {}).get("archibald-pgq", {}).get("app")
     if app is not None and not isinstance(app, str):
-        raise ConfigError("[tool.archibald-pgq] app in ./pyproject.toml must be a text such as \"shop.tasks:app\"")
+        raise ConfigError('[tool.archibald-pgq] app in ./pyproject.toml must be a text such as "shop.tasks:app"')
     return app
 
 

@@ -52,7 +52,9 @@ def check_key(value: object) -> str:
 def check_kind(value: object) -> str:
     """Return the kind, or raise InvalidJobError."""
     if not isinstance(value, str) or not KIND_PATTERN.fullmatch(value):
-        raise InvalidJobError("kind must be 1 to 100 of a-z, 0-9, '.', '_', ':' and '-', starting with a letter or digit")
+        raise InvalidJobError(
+            "kind must be 1 to 100 of a-z, 0-9, '.', '_', ':' and '-', starting with a letter or digit"
+        )
     return value
 
 
@@ -99,7 +101,7 @@ def _has_nul(value: object) -> bool:
 def check_payload(value: object) -> str:
     """Return the payload as JSON text, or raise InvalidJobError; it must be a JSON object with text keys."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InvalidJobError("the payload must be a JSON object, such as {\"order\": 7}")
+        raise InvalidJobError('the payload must be a JSON object, such as {"order": 7}')
     return to_json(dict(value))
 
 

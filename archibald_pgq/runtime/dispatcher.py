@@ -66,6 +66,8 @@ class Dispatcher:
         self._look = True
         self._looked = 0.0
         self._claiming = True
+        self.settled = asyncio.Event()
+        """Set once nothing more is claimed and everything that was is settled."""
 
     # -- what consumers and the other parts call; none of it waits for the database
 
@@ -99,6 +101,11 @@ class Dispatcher:
         self._claiming = False
         while self._wishes:
             self._wishes.popleft().cancel()
+        self._note_settled()
+
+    def _note_settled(self) -> None:
+        if not self._claiming and self.idle:
+            self.settled.set()
 
     @property
     def idle(self) -> bool:
@@ -169,9 +176,12 @@ class Dispatcher:
                 round(requeued.delay * 1000),
             )
         for user_id in turn.contradictions:
-            logger.error("the lane of %s is ready while a job of it is marked running; it is set aside for 30 s", user_id)
+            logger.error(
+                "the lane of %s is ready while a job of it is marked running; it is set aside for 30 s", user_id
+            )
         for job in turn.claimed:
             self._hand_out(job)
+        self._note_settled()
 
     def _hand_out(self, job: ClaimedJob) -> None:
         while self._wishes:
@@ -248,7 +258,9 @@ class Dispatcher:
             elif lane.locked:
                 self._untaken.pop(lane.owner, None)
             elif now > self._untaken.setdefault(lane.owner, now + self._lease):
-                logger.error("the lock of %s is held by somebody else; its job %d is stopped", run.job.user_id, run.job.job_id)
+                logger.error(
+                    "the lock of %s is held by somebody else; its job %d is stopped", run.job.user_id, run.job.job_id
+                )
                 run.stop(Stop.FENCE)
         there = {lane.owner for lane in owned}
         for owner, run in self.runs.items():

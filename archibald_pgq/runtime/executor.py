@@ -58,6 +58,8 @@ class Run:
         self._handler = handler
         self._context = JobContext(job, write_progress)
         self._task: asyncio.Task[Any] | None = None
+        self.ended = asyncio.Event()
+        """Set when no handler code runs any more."""
 
     @property
     def active(self) -> bool:
@@ -74,11 +76,19 @@ class Run:
 
     async def execute(self) -> Outcome:
         """Run the handler to its end and return what came of it."""
+        try:
+            return await self._execute()
+        finally:
+            self.ended.set()
+
+    async def _execute(self) -> Outcome:
         if self._handler is None:
             return Outcome.failed(f"no handler: no live worker has one for {self.job.kind}")
         if self.reason is not None:  # told to stop before it began
             return Outcome.cancelled(self.reason) if self.reason is Stop.CANCEL else Outcome.gone_back()
-        self._task = asyncio.create_task(_guarded(self._handler(self._context, self.job.payload)), name=f"job {self.job.job_id}")
+        self._task = asyncio.create_task(
+            _guarded(self._handler(self._context, self.job.payload)), name=f"job {self.job.job_id}"
+        )
         await self._ended(self._task)
         await self._context.finish()
         return self._outcome(self._task)
@@ -115,7 +125,14 @@ class Run:
 
     def _after_error(self, error: BaseException) -> Outcome:
         text, job = error_text(error), self.job
-        logger.info("%s (job %d) of %s failed in attempt %d: %s", job.kind, job.job_id, job.user_id, job.attempt, type(error).__name__)
+        logger.info(
+            "%s (job %d) of %s failed in attempt %d: %s",
+            job.kind,
+            job.job_id,
+            job.user_id,
+            job.attempt,
+            type(error).__name__,
+        )
         if job.attempt >= job.max_attempts:
             return Outcome.failed(text)
         backoff = job.policy.backoff

@@ -14,7 +14,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import psycopg
@@ -135,7 +134,13 @@ class Heartbeat:
                 continue
             if not told:
                 told = True
-                logger.error("no heartbeat for %.1f s: handlers are cancelled before the lease of %.0f s ends", silent, self._lease)
+                logger.error(
+                    "no heartbeat for %.1f s: handlers are cancelled before the lease of %.0f s ends",
+                    silent,
+                    self._lease,
+                )
                 self._listener.out_of_contact()
             if silent >= self._lease * 5 / 6 and self._listener.handler_code_runs():
-                exit_fenced(f"no heartbeat for {silent:.1f} s and handler code still runs: exiting, so that no second copy can")
+                exit_fenced(
+                    f"no heartbeat for {silent:.1f} s and handler code still runs: exiting, so that no second copy can"
+                )

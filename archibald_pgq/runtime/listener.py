@@ -32,6 +32,8 @@ async def listen(conninfo: str, heard: Callable[[str], None]) -> None:
                 async for notification in connection.notifies():
                     heard(notification.payload)
         except psycopg.Error as error:
-            logger.warning("the listener lost its connection (%s) and reconnects; polling goes on", type(error).__name__)
+            logger.warning(
+                "the listener lost its connection (%s) and reconnects; polling goes on", type(error).__name__
+            )
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
         pause = min(pause * 2, 2.0)

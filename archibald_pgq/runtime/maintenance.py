@@ -83,7 +83,12 @@ class Maintenance:
 
     async def _take_over(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
         for lost in await workers.fence_stale(connection, self._worker_id):
-            logger.warning("worker %d (%s, process %d) has gone silent: its agents are taken over", lost.worker_id, lost.host, lost.pid)
+            logger.warning(
+                "worker %d (%s, process %d) has gone silent: its agents are taken over",
+                lost.worker_id,
+                lost.host,
+                lost.pid,
+            )
             await workers.end_fenced_backends(connection)
         while released := await workers.release_fenced(connection, BATCH, self._max_losses):
             for lane in released:

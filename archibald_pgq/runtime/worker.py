@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import psycopg
 
@@ -86,14 +86,20 @@ class Worker:
         heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
         self._maintenance = upkeep.Maintenance(conninfo, worker_id, heartbeat, settings.max_losses, self._cancel)
         heartbeat.start()
-        consumers = [asyncio.create_task(self._consume(dispatcher), name=f"consumer {n}") for n in range(settings.worker_concurrency)]
+        consumers = [
+            asyncio.create_task(self._consume(dispatcher), name=f"consumer {n}")
+            for n in range(settings.worker_concurrency)
+        ]
         turns = asyncio.create_task(dispatcher.run(), name="dispatcher")
         helpers = [
             asyncio.create_task(self._maintenance.run(), name="maintenance"),
             asyncio.create_task(listen(conninfo, self._heard), name="listener"),
         ]
         logger.info(
-            "worker %d is ready: %d consumers, %d operations", worker_id, settings.worker_concurrency, len(self._registry.kinds())
+            "worker %d is ready: %d consumers, %d operations",
+            worker_id,
+            settings.worker_concurrency,
+            len(self._registry.kinds()),
         )
         self.ready.set()
         try:
@@ -104,9 +110,13 @@ class Worker:
             await asyncio.to_thread(heartbeat.stop)
 
     async def _until_stopped(
-        self, dispatcher: Dispatcher, turns: asyncio.Task[None], consumers: list[asyncio.Task[None]], helpers: list[asyncio.Task[None]]
+        self,
+        dispatcher: Dispatcher,
+        turns: asyncio.Task[None],
+        consumers: list[asyncio.Task[None]],
+        helpers: list[asyncio.Task[None]],
     ) -> int:
-        stop = asyncio.create_task(self._stop_requested.wait())
+        stop = asyncio.create_task(_wait_for(self._stop_requested))
         try:
             await asyncio.wait({stop, turns, *consumers, *helpers}, return_when=asyncio.FIRST_COMPLETED)
             if turns.done() and isinstance(turns.exception(), FencedError):
@@ -123,31 +133,42 @@ class Worker:
         """After the fence: no handler of ours may go on. The heartbeat's watch ends the process if one does."""
         dispatcher.stop_claiming()
         self._stop_runs(Stop.FENCE)
-        deadline = time.monotonic() + LAST_WORD
-        while self.handler_code_runs() and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        ends = [asyncio.create_task(_wait_for(run.ended)) for run in dispatcher.runs.values() if run.active]
+        if ends:
+            await asyncio.wait(ends, timeout=LAST_WORD)
+            await _cancel_all(ends)
         if self.handler_code_runs():
             exit_fenced("the lease is lost and handler code still runs: exiting, so that no second copy can")
 
-    async def _drain(self, dispatcher: Dispatcher, turns: asyncio.Task[None], consumers: list[asyncio.Task[None]]) -> int:
+    async def _drain(
+        self, dispatcher: Dispatcher, turns: asyncio.Task[None], consumers: list[asyncio.Task[None]]
+    ) -> int:
         dispatcher.stop_claiming()
-        hurry = asyncio.create_task(self._hurry.wait())
-        everyone = asyncio.gather(*consumers, return_exceptions=True)
-        await asyncio.wait({hurry, everyone}, timeout=self._settings.shutdown_grace, return_when=asyncio.FIRST_COMPLETED)
+        hurry = asyncio.create_task(_wait_for(self._hurry))
+        everyone = asyncio.create_task(_all_done(consumers))
+        await asyncio.wait(
+            {hurry, everyone}, timeout=self._settings.shutdown_grace, return_when=asyncio.FIRST_COMPLETED
+        )
         hurry.cancel()
         if not everyone.done():
-            logger.info("the grace is over: %d handlers are cancelled", sum(run.active for run in dispatcher.runs.values()))
+            logger.info(
+                "the grace is over: %d handlers are cancelled", sum(run.active for run in dispatcher.runs.values())
+            )
             self._stop_runs(Stop.SHUTDOWN)
             await asyncio.wait({everyone}, timeout=LAST_WORD)
-        deadline = time.monotonic() + LAST_WORD
-        while not dispatcher.idle and not self.handler_code_runs() and time.monotonic() < deadline and not turns.done():
-            await asyncio.sleep(0.01)
         if self.handler_code_runs():
-            logger.critical("handlers ignore their cancellation: the process ends with them; their agents are taken over")
+            logger.critical(
+                "handlers ignore their cancellation: the process ends with them; their agents are taken over"
+            )
             return EXIT_FENCED
-        if turns.done() and isinstance(turns.exception(), FencedError):
-            raise FencedError
-        logger.info("stopped%s", "" if dispatcher.idle else "; some outcomes could not be written, others will take over")
+        settled = asyncio.create_task(_wait_for(dispatcher.settled))
+        await asyncio.wait({settled, turns}, timeout=LAST_WORD, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        if turns.done():
+            turns.result()  # fenced, or a defect of ours
+        logger.info(
+            "stopped%s", "" if dispatcher.idle else "; some outcomes could not be written, others will take over"
+        )
         return 0
 
     async def _consume(self, dispatcher: Dispatcher) -> None:
@@ -212,7 +233,15 @@ class Worker:
             self._loop.call_soon_threadsafe(call, *args)
 
 
-async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _all_done(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -36,7 +36,7 @@ SELECT archibald.enqueue(CAST(%(user_id)s AS text), CAST(%(kind)s AS text), CAST
 _ENQUEUE_WINDOW = f"""
 WITH setting AS MATERIALIZED (SELECT set_config('archibald.dedup_window', CAST(%(window)s AS text), true) AS done)
 SELECT q.id FROM setting CROSS JOIN LATERAL ({_ENQUEUE} WHERE setting.done IS NOT NULL) AS q(id)
-"""
+"""  # noqa: S608  # both parts are constants
 _CANCEL = "SELECT archibald.cancel_job(%(job)s)"
 _PROGRESS = """
 UPDATE archibald.jobs SET progress = %(percent)s, progress_label = %(label)s
@@ -96,7 +96,9 @@ class Client:
         """Close all connections."""
         await self.engine.dispose()
 
-    async def run(self, sql: str, params: Mapping[str, Any], connection: CallerConnection | None = None) -> list[tuple[Any, ...]]:
+    async def run(
+        self, sql: str, params: Mapping[str, Any], connection: CallerConnection | None = None
+    ) -> list[tuple[Any, ...]]:
         """Run one statement, on `connection` or on one of our own, and translate what the database refuses.
 
         Raises:
@@ -134,11 +136,15 @@ class Client:
         message = str(cause).strip().splitlines()[0] if str(cause).strip() else "no answer"
         match state:
             case "AQ001":
-                return UnknownKindError(f"{message}; declare it with @app.operation(…) and start that app once, or correct the name")
+                return UnknownKindError(
+                    f"{message}; declare it with @app.operation(…) and start that app once, or correct the name"
+                )
             case "AQ002":
                 return InvalidJobError(message)
             case "23514" if "jobs_payload_size" in message:
-                return InvalidJobError(f"the payload is over {MAX_JSON_BYTES} bytes (1 MB) as JSON; keep large data elsewhere")
+                return InvalidJobError(
+                    f"the payload is over {MAX_JSON_BYTES} bytes (1 MB) as JSON; keep large data elsewhere"
+                )
             case "42P01" | "42883" | "3F000" if "archibald" in message:
                 return SchemaError(f"there is no usable schema archibald at {redacted(self.dsn)}; {MEND}")
             case "42501":
@@ -161,7 +167,13 @@ class Client:
         connection: CallerConnection | None,
     ) -> int:
         """Enqueue one job (arguments already checked) and return its id, or the id of the job that it duplicates."""
-        params: dict[str, Any] = {"user_id": user_id, "kind": kind, "payload": payload, "key": key, "delay": delay or None}
+        params: dict[str, Any] = {
+            "user_id": user_id,
+            "kind": kind,
+            "payload": payload,
+            "key": key,
+            "delay": delay or None,
+        }
         if key is not None and window != _DEFAULT_WINDOW:
             # The trigger reads it; the CTE is evaluated before the call that depends on it.
             rows = await self.run(_ENQUEUE_WINDOW, {**params, "window": str(window)}, connection)
@@ -195,4 +207,3 @@ class Client:
                 "idempotent": policy.idempotent,
             },
         )
-

@@ -66,4 +66,6 @@ def unreachable(dsn: str, error: psycopg.Error) -> DatabaseError:
     """Return the error for a person: which database, why, and what to do."""
     lines = str(error).strip().splitlines() or ["no answer"]
     reason = lines[-1].split("FATAL:")[-1].split("failed: ")[-1].strip()
-    return DatabaseError(f"the database at {redacted(dsn)} cannot be used: {reason}; check ARCHIBALD_DATABASE_URL and that it is up")
+    return DatabaseError(
+        f"the database at {redacted(dsn)} cannot be used: {reason}; check ARCHIBALD_DATABASE_URL and that it is up"
+    )

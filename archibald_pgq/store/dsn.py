@@ -36,8 +36,10 @@ def to_libpq(dsn: str) -> str:
 
 def with_options(dsn: str, **options: str | int) -> str:
     """Return the libpq conninfo of `dsn` with `options` added where it does not set them itself."""
-    given = conninfo_to_dict(to_libpq(dsn))
-    return make_conninfo(**{**options, **{key: value for key, value in given.items() if value is not None}})
+    given: dict[str, str | int] = {
+        key: value for key, value in conninfo_to_dict(to_libpq(dsn)).items() if value is not None
+    }
+    return make_conninfo("", **{**options, **given})
 
 
 def redacted(dsn: str) -> str:

@@ -40,7 +40,9 @@ def upgrade(dsn: str) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError:
-        raise SchemaError(f"the schema archibald at {redacted(dsn)} is newer than this code; upgrade archibald-pgq") from None
+        raise SchemaError(
+            f"the schema archibald at {redacted(dsn)} is newer than this code; upgrade archibald-pgq"
+        ) from None
     except psycopg.Error as error:
         raise DatabaseError(_sentence(dsn, error)) from None
     except Exception as error:

@@ -118,7 +118,15 @@ def _read(row: Any, turn: Turn) -> None:
             policy = Policy(JobClass(row.job_class), 0, row.timeout_s, row.max_attempts, backoff, row.idempotent)
             turn.claimed.append(
                 ClaimedJob(
-                    row.lane, row.epoch, row.job, row.user_id, row.kind, row.attempt + 1, row.max_attempts, row.payload, policy
+                    row.lane,
+                    row.epoch,
+                    row.job,
+                    row.user_id,
+                    row.kind,
+                    row.attempt + 1,
+                    row.max_attempts,
+                    row.payload,
+                    policy,
                 )
             )
         case "requeued":

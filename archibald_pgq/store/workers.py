@@ -40,7 +40,9 @@ SELECT (SELECT count(*) FROM beat),
 """
 """The heartbeat; it also brings the cancel requests, so that none depends on a notification."""
 
-_CANCELS = "SELECT id FROM archibald.jobs WHERE worker_id = %s AND state = 'running' AND cancel_requested_at IS NOT NULL"
+_CANCELS = (
+    "SELECT id FROM archibald.jobs WHERE worker_id = %s AND state = 'running' AND cancel_requested_at IS NOT NULL"
+)
 _STOP = "UPDATE archibald.workers SET stopped_at = clock_timestamp() WHERE id = %s AND fenced_at IS NULL"
 _FENCE = "SELECT worker, host, pid FROM archibald.fence_stale_workers(%s)"
 _END_BACKENDS = "SELECT archibald.end_fenced_backends()"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+import psycopg
 from alembic import op
 
 from archibald_pgq.store.sql import function
@@ -50,10 +52,12 @@ INSERT INTO archibald.operations (kind, class, priority, timeout_s, max_attempts
 def upgrade() -> None:
     """Create everything; nothing of ours can be running yet."""
     # The driver's own connection: SQLAlchemy would read placeholders into the functions' percent signs and colons.
-    driver = op.get_bind().connection.dbapi_connection
+    driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
     driver.execute(TABLES.read_text(encoding="utf-8"))
     for name in FUNCTIONS:
         driver.execute(function(name))
     driver.execute(OPERATIONS)
     driver.execute("SELECT archibald.make_history_partitions(7)")
-    driver.execute("INSERT INTO archibald.schema_revisions (revision, oldest_code) VALUES (%s, %s)", (revision, OLDEST_CODE))
+    driver.execute(
+        "INSERT INTO archibald.schema_revisions (revision, oldest_code) VALUES (%s, %s)", (revision, OLDEST_CODE)
+    )

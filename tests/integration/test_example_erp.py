@@ -15,13 +15,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.examples.erp import app, handlers
 from archibald_pgq.examples.erp.client import Erp, ErpError
 from archibald_pgq.examples.erp.pdf import document
 from archibald_pgq.examples.erp.site import PASSWORD, SESSION_SECONDS, Site, serving
 
 from archibald_pgq import JobContext
+from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import CATALOGUE
 
 FAST = 1000.0
