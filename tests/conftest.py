@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from archibald_pgq import Archibald
 from tests import servers
+from tests.support import Look, looking
 
 WANTED = "ARCHIBALD_TEST_POSTGRES"
 
@@ -63,3 +65,17 @@ def _fresh(server: servers.Server, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     yield server.create_database(name, template)
     server.drop_database(name)
+
+
+@pytest.fixture
+async def app(database: str) -> AsyncIterator[Archibald]:
+    """An app without operations on a fresh database."""
+    async with Archibald(database) as made:
+        yield made
+
+
+@pytest.fixture
+async def look(database: str) -> AsyncIterator[Look]:
+    """A connection to the same database, for looking and for acting from outside."""
+    async with looking(database) as made:
+        yield made
