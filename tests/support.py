@@ -119,7 +119,9 @@ class Look:
 
     async def until_state(self, job_id: int, state: str) -> None:
         """Wait until a job is in a state."""
-        await self.until("SELECT coalesce((SELECT state FROM archibald.all_jobs WHERE id = %s), '') = %s", job_id, state)
+        await self.until(
+            "SELECT coalesce((SELECT state FROM archibald.all_jobs WHERE id = %s), '') = %s", job_id, state
+        )
 
     async def job(self, job_id: int, *columns: str) -> tuple[Any, ...]:
         """Return columns of a job's row in archibald.all_jobs."""
@@ -130,5 +132,7 @@ class Look:
 @contextlib.asynccontextmanager
 async def looking(database: str, **options: Any) -> AsyncIterator[Look]:
     """Open a connection for looking."""
-    async with await psycopg.AsyncConnection.connect(database, autocommit=True, row_factory=tuple_row, **options) as connection:
+    async with await psycopg.AsyncConnection.connect(
+        database, autocommit=True, row_factory=tuple_row, **options
+    ) as connection:
         yield Look(connection)

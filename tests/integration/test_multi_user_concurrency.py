@@ -90,7 +90,12 @@ async def test_same_user_is_re_enqueued_when_the_lock_is_not_acquired(
         for count, seconds in ((1, 2), (2, 4)):
             await look.until("SELECT requeue_count >= %s FROM archibald.all_jobs WHERE id = %s", count, job.id)
             state, reason, attempt, found, ahead = await look.job(
-                job.id, "state", "wait_reason", "attempt", "requeue_count", "extract(epoch FROM run_after - clock_timestamp())"
+                job.id,
+                "state",
+                "wait_reason",
+                "attempt",
+                "requeue_count",
+                "extract(epoch FROM run_after - clock_timestamp())",
             )
             assert (state, reason, attempt, found) == ("queued", "requeue", 0, count)
             assert ahead <= seconds
@@ -138,11 +143,25 @@ async def test_requeue_counts_go_up_by_one_and_the_pauses_are_2_4_8_16_30_30(app
 
 @pytest.mark.parametrize(
     ("count", "milliseconds"),
-    [(0, 2000), (1, 4000), (2, 8000), (3, 16000), (4, 30000), (5, 30000), (10, 30000), (100, 30000), (2**31 - 2, 30000)],
+    [
+        (0, 2000),
+        (1, 4000),
+        (2, 8000),
+        (3, 16000),
+        (4, 30000),
+        (5, 30000),
+        (10, 30000),
+        (100, 30000),
+        (2**31 - 2, 30000),
+    ],
 )
-async def test_exponential_backoff_delay_increases_with_requeue_count(look: Look, count: int, milliseconds: int) -> None:
+async def test_exponential_backoff_delay_increases_with_requeue_count(
+    look: Look, count: int, milliseconds: int
+) -> None:
     assert round(requeue_delay(count) * 1000) == milliseconds
-    assert await look.value("SELECT (extract(epoch FROM archibald.requeue_delay(%s)) * 1000)::int", count) == milliseconds
+    assert (
+        await look.value("SELECT (extract(epoch FROM archibald.requeue_delay(%s)) * 1000)::int", count) == milliseconds
+    )
 
 
 @given(st.integers(0, 2**31 - 2))
@@ -197,13 +216,21 @@ async def test_an_unlock_from_outside_lets_the_agent_go_on_at_once(app: Archibal
         await look.rows("SELECT archibald.unlock_agent('alice')")
         await job.wait(timeout=20)
         # only rows that wait because of a requeue
-        assert await look.job(delayed.id, "state", "wait_reason", "run_after > now() + interval '3500 s'") == ("queued", "delay", True)
-    lasted = await look.value("SELECT extract(epoch FROM finished_at - created_at) FROM archibald.all_jobs WHERE id = %s", job.id)
+        assert await look.job(delayed.id, "state", "wait_reason", "run_after > now() + interval '3500 s'") == (
+            "queued",
+            "delay",
+            True,
+        )
+    lasted = await look.value(
+        "SELECT extract(epoch FROM finished_at - created_at) FROM archibald.all_jobs WHERE id = %s", job.id
+    )
     assert lasted < 20
 
 
 @pytest.mark.parametrize("how", ["raw unlock", "session ended"])
-async def test_a_lock_that_goes_away_in_any_other_way_is_noticed(app: Archibald, look: Look, database: str, how: str) -> None:
+async def test_a_lock_that_goes_away_in_any_other_way_is_noticed(
+    app: Archibald, look: Look, database: str, how: str
+) -> None:
     stage = Stage(hold=False)
     stage.register(app, "submit-order")
     async with looking(database) as other:
@@ -234,7 +261,9 @@ async def test_the_lock_is_held_while_a_job_runs_and_free_after_it(app: Archibal
         assert await look.value("SELECT archibald.unlock_agent('alice')") is True
 
 
-async def test_locking_works_for_an_agent_not_known_yet_and_unlocking_names_its_owner(look: Look, database: str) -> None:
+async def test_locking_works_for_an_agent_not_known_yet_and_unlocking_names_its_owner(
+    look: Look, database: str
+) -> None:
     async with looking(database) as other:
         assert await look.value("SELECT archibald.try_lock_agent('nobody yet')") is True
         assert await other.value("SELECT archibald.try_lock_agent('nobody yet')") is False
@@ -257,7 +286,11 @@ async def test_a_release_by_anyone_but_the_owner_does_nothing(app: Archibald, lo
             "SELECT fate FROM archibald.settle(%s, ARRAY[%s]::bigint[], ARRAY[%s]::bigint[], ARRAY[%s]::bigint[], "
             "ARRAY['complete'], ARRAY['1'], ARRAY[NULL]::text[], ARRAY[0]::float8[])"
         )
-        for who in ((worker + 1, lane, epoch, job.id), (worker, lane, epoch - 1, job.id), (worker, lane, epoch, job.id + 1)):
+        for who in (
+            (worker + 1, lane, epoch, job.id),
+            (worker, lane, epoch - 1, job.id),
+            (worker, lane, epoch, job.id + 1),
+        ):
             assert await look.value(settle, *who) == "lost"
         assert await look.job(job.id, "state") == ("running",)
         assert await look.value("SELECT state FROM archibald.agents") == "running"
