@@ -114,7 +114,7 @@ class Look:
     async def until(self, sql: str, *params: Any) -> None:
         """Wait until a statement's one value is true."""
         async with asyncio.timeout(PATIENCE):
-            while not await self.value(sql, *params):
+            while not await self.value(sql, *params):  # noqa: ASYNC110  # a database has no event for this
                 await asyncio.sleep(LOOK_EVERY)
 
     async def until_state(self, job_id: int, state: str) -> None:
