@@ -185,7 +185,7 @@ def _first_closed(account: Account, paths: list[Path]) -> Path | None:
     """The first path that the user cannot enter (folder) or run (file); the kernel is asked, so that ACLs count too."""
     script = 'for path; do test -x "$path" || { printf %s "$path"; exit 0; }; done'
     # S603: a fixed script; the paths are its arguments, not part of it.
-    ran = subprocess.run(  # noqa: S603
+    ran = subprocess.run(
         ["/bin/sh", "-c", script, "sh", *map(os.fspath, paths)],
         stdin=subprocess.DEVNULL,
         capture_output=True,

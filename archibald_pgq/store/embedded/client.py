@@ -150,6 +150,6 @@ def default_data_dir() -> Path:
     """Where a user's data belongs on this system; as root /var/lib/archibald-pgq."""
     if os.geteuid() == 0:
         return Path("/var/lib/archibald-pgq")
-    import platformdirs  # noqa: PLC0415  # the supervisor loads this module's siblings with the standard library only
+    import platformdirs  # the supervisor loads this module's siblings with the standard library only
 
     return Path(platformdirs.user_data_dir("archibald-pgq", appauthor=False))

@@ -113,7 +113,7 @@ class Cluster:
             "log_checkpoints": "off",  # the log of a server that runs for months should hold what matters
             **self._settings,
         }
-        self._process = subprocess.Popen(  # noqa: S603  # a program and settings of ours, no shell
+        self._process = subprocess.Popen(  # a program and settings of ours, no shell
             [
                 os.fspath(self._bin / "postgres"),
                 *("-D", os.fspath(self._layout.data)),
@@ -167,7 +167,7 @@ class Cluster:
         os.write(self._log, f"{words}\n".encode())
 
     def _run_to_end(self, program: str, *arguments: str, words: str = "") -> None:
-        ran = subprocess.run(  # noqa: S603  # a program of ours with arguments of ours, no shell
+        ran = subprocess.run(  # a program of ours with arguments of ours, no shell
             [os.fspath(self._bin / program), *arguments],
             input=words.encode(),
             stdout=subprocess.DEVNULL,  # chatter; what went wrong is on the other one
@@ -214,7 +214,7 @@ def _serves(pid: int, data: Path) -> bool:
             return Path(f"/proc/{pid}/cwd").samefile(data)
         except OSError:  # no such process, or one of another user
             return False
-    listed = subprocess.run(  # noqa: S603  # a fixed program, a number
+    listed = subprocess.run(  # a fixed program, a number
         ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return f"-D {data}" in listed.stdout

@@ -97,7 +97,7 @@ def _start(
     arguments = [*map(os.fspath, (layout.root, programs.bin)), str(programs.major), json.dumps(dict(settings))]
     with theirs, layout.log.open("ab") as log:
         # S603: our own file, run by our own interpreter. It returns at once: the supervisor detaches itself.
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             [sys.executable, "-I", "-S", "-X", "utf8", os.fspath(boot), *arguments],
             stdin=theirs.fileno(),
             stdout=log,

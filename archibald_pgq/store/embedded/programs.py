@@ -129,7 +129,7 @@ def _output(program: str, option: str) -> str:
     """What a program prints for an option; empty if it cannot be run (the caller has the sentence for that)."""
     try:
         # S603: a program that was named by the person or found on PATH, with a fixed option, no shell.
-        ran = subprocess.run([program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
+        ran = subprocess.run([program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return ran.stdout.strip() if ran.returncode == 0 else ""
