@@ -13,12 +13,14 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -41,6 +43,8 @@ REPOSITORY = Path(__file__).parents[2]
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 NAME = "dätä folder+100%: x"
 SECONDS = 20.0
+PATIENCE_OF_CLOSE = 10.0  # seconds after which `close` gives up waiting for the supervisor
+KEEP: LiteralString = "drop table if exists kept; create table kept as select 7 as n"
 
 COMMAND = """
 import json, os, subprocess, sys
@@ -185,11 +189,9 @@ def made_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def folder(made_folder: Path) -> Iterator[Path]:
-    """A data folder whose server does not run, and that holds nothing of another test."""
+    """A data folder whose server does not run."""
     yield made_folder
     ended(made_folder)
-    with join(made_folder) as server:
-        ask(server.dsn, "drop table if exists kept")
 
 
 @pytest.fixture
@@ -233,7 +235,7 @@ def test_server_outlives_the_command_that_started_it(folder: Path, commands: Com
     dsn = commands(folder).joined()["dsn"]
     pid = postmaster(folder)
     first.kill()
-    ask(dsn, "create table kept (n int)")
+    ask(dsn, KEEP)
     assert postmaster(folder) == pid
 
 
@@ -260,8 +262,10 @@ def test_close_of_the_last_command_returns_after_the_stop(folder: Path) -> None:
 
 def test_close_of_another_command_does_not_wait_or_stop(folder: Path) -> None:
     with join(folder) as first:
-        with join(folder):
-            pass
+        second = join(folder)
+        begun = time.monotonic()
+        second.close()
+        assert time.monotonic() - begun < PATIENCE_OF_CLOSE
         assert ask(first.dsn, "select 1") == 1
 
 
@@ -291,18 +295,18 @@ def test_child_of_a_command_does_not_hold_the_server(folder: Path, commands: Com
 
 def test_commands_survive_the_kill_of_the_supervisor(folder: Path, commands: Commands) -> None:
     dsn = commands(folder).joined()["dsn"]
-    ask(dsn, "create table kept (n int)")
+    ask(dsn, KEEP)
     killed = supervisor(folder)
     os.kill(killed, signal.SIGKILL)
     until(lambda: running(folder) and supervisor(folder) != killed, "the command brings another supervisor")
     commands(folder).leave()  # a later command's end must not take the server from the first one
     assert running(folder)
-    assert ask(dsn, "select count(*) from kept") == 0
+    assert ask(dsn, "select n from kept") == 7
 
 
 def test_next_command_recovers_after_supervisor_and_commands_are_killed(folder: Path, commands: Commands) -> None:
     command = commands(folder)
-    ask(command.joined()["dsn"], "create table kept as select 7 as n")
+    ask(command.joined()["dsn"], KEEP)
     orphan = postmaster(folder)
     command.process.send_signal(signal.SIGSTOP)  # so that it cannot bring another supervisor first
     os.kill(supervisor(folder), signal.SIGKILL)
@@ -317,7 +321,7 @@ def test_next_command_recovers_after_supervisor_and_commands_are_killed(folder: 
 
 def test_server_comes_back_when_postgres_is_killed(folder: Path, commands: Commands) -> None:
     dsn = commands(folder).joined()["dsn"]
-    ask(dsn, "create table kept as select 7 as n")
+    ask(dsn, KEEP)
     killed = postmaster(folder)
     os.kill(killed, signal.SIGKILL)
     until(lambda: answers(dsn), "postgres answers again")
@@ -354,6 +358,21 @@ def test_joining_while_the_server_is_just_stopping_works(folder: Path) -> None:
         leaving.join()
     server.close()
     assert not running(folder)
+
+
+def test_supervisor_that_ends_instead_of_answering_is_replaced(folder: Path) -> None:
+    path = folder / "supervisor.sock"
+    ending = socket.socket(socket.AF_UNIX)
+    ending.bind(os.fspath(path))
+    ending.listen()
+    with ThreadPoolExecutor(1) as pool:
+        joining = pool.submit(join, folder)
+        connection, _ = ending.accept()
+        path.unlink()
+        ending.close()
+        connection.close()
+        with joining.result(SECONDS) as server:
+            assert answers(server.dsn)
 
 
 def test_first_start_that_was_killed_in_the_middle_is_made_up_for(new_folder: Path, commands: Commands) -> None:
