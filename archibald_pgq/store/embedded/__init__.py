@@ -10,9 +10,9 @@ folder.
     command --(Unix socket, held open)--+--> supervisor --(child)--> postgres
     command --(Unix socket, held open)--+
 
-`client` and `joining` are the commands' side, `supervisor` the loop that serves them, `cluster` the one server under it, `account`
-who runs it, `layout` the names in the data folder, `programs` where the binaries are, `boot` how the supervisor starts
-light.
+`client` and `joining` are the commands' side, `supervisor` the loop that serves them, `cluster` the one server under
+it, `account` who runs it, `layout` the names in the data folder, `programs` where the binaries are, `boot` how the
+supervisor starts light.
 """
 
 from archibald_pgq.store.embedded.client import EmbeddedServer, default_data_dir, join, running

@@ -7,6 +7,7 @@ Guarantees: no user is created and nothing outside the data folder is changed. M
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
@@ -85,16 +86,20 @@ def prepare_folder(layout: Layout) -> Account | None:
             # First what is not ours, so that a folder that cannot work is not even made.
             _require_passable(account, layout, [path for path in reversed(layout.root.parents) if path.exists()])
         layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = layout.root.stat().st_uid
+        if owner != os.geteuid():
+            # Root, too, stays out: the owner could not use what it left there, and could mislead it by links.
+            raise PermissionError(f"it belongs to user number {owner}")
         if account is not None:
             if layout.private.exists() or not any(layout.root.iterdir()):  # ours: else it is left as it is
                 layout.root.chmod(layout.root.stat().st_mode | _PASSABLE_FOR_ALL)
             _require_passable(account, layout, [*reversed(layout.root.parents), layout.root])
         elif not os.access(layout.root, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(f"it belongs to user number {layout.root.stat().st_uid}")
+            raise PermissionError("its owner may not write to it")
     except OSError as error:
         raise ConfigError(
-            f"the data folder {str(layout.root)!r} cannot be used ({error.strerror or error}): make it a folder that "
-            "belongs to the user who runs the command, or set ARCHIBALD_DATA_DIR to another one"
+            f"the data folder {str(layout.root)!r} cannot be used ({error.strerror or error}): run the command as the "
+            "user to whom it belongs, or set ARCHIBALD_DATA_DIR to another folder"
         ) from error
     return account
 
@@ -129,8 +134,8 @@ def reachable(programs: Programs, account: Account | None, layout: Layout) -> Pa
             f"the user {account.name}, who runs the embedded server for root, cannot run PostgreSQL's programs in "
             f"{str(programs.bin)!r}: set ARCHIBALD_PG_BIN to programs that everyone can run, or unset it"
         )
-    made = (programs.bin / "postgres").stat()
-    copy = layout.programs / f"{programs.major}-{made.st_size}-{made.st_mtime_ns}"  # another wheel gets another name
+    server = (programs.bin / "postgres").stat()
+    copy = layout.programs / f"{programs.major}-{server.st_size}-{server.st_mtime_ns}"  # another wheel, another name
     if not copy.exists():
         if layout.programs.exists():  # of an earlier wheel, or not finished
             shutil.rmtree(layout.programs)
@@ -140,8 +145,8 @@ def reachable(programs: Programs, account: Account | None, layout: Layout) -> Pa
         libraries = home.parent.with_name(f"{WHEEL}.libs")  # the programs' RPATH is relative to it
         if libraries.is_dir():
             _copy_tree(libraries, unfinished / libraries.name)
-        for folder in (layout.programs, *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
-            folder.chmod(0o755)
+        for made in (layout.programs, unfinished, *(path for path in unfinished.rglob("*") if path.is_dir())):
+            made.chmod(0o755)
         unfinished.rename(copy)
     return copy / WHEEL / home.name / "bin"
 
@@ -154,13 +159,13 @@ def _copy_tree(source: Path, target: Path) -> None:
         if mode & stat.S_IROTH:
             try:
                 os.link(file, to)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(file, to)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                    raise  # a full disk, for example; the others: another file system, or one without links
             else:
                 return
-        else:
-            # Not a link: opening that to others would open the original, which is not ours to open.
-            shutil.copyfile(file, to)
+        # Not a link: giving that to others would give the original, which is not ours to give.
+        shutil.copyfile(file, to)
         Path(to).chmod(0o755 if mode & stat.S_IXUSR else 0o644)
 
     shutil.copytree(source, target, copy_function=link_or_copy)

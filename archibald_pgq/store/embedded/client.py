@@ -38,10 +38,9 @@ class EmbeddedServer:
         self._closing = threading.Event()
         self._guard = threading.Lock()  # over _connection
         self._connection: socket.socket | None
-        self._connection, greeting = attach(layout, programs, self._settings)
+        self._connection, self.programs = attach(layout, programs, self._settings)
         self.dsn = layout.dsn
         self.data_dir = layout.root
-        self.programs = Programs(Path(greeting["bin"]), int(greeting["major"]))
         self._watcher = threading.Thread(target=self._watch, name="archibald-embedded", daemon=True)
         self._watcher.start()
         _joined.add(self)

@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -210,7 +209,7 @@ def _first_pid(pid_file: Path) -> int | None:
 
 def _serves(pid: int, data: Path) -> bool:
     """Whether this process is a postgres on this data folder, which is what it has as its current folder."""
-    if sys.platform == "linux":
+    if Path("/proc/self/cwd").exists():  # Linux
         try:
             return Path(f"/proc/{pid}/cwd").samefile(data)
         except OSError:  # no such process, or one of another user

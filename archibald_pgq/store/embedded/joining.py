@@ -33,14 +33,37 @@ _POLL = 0.02
 _PASSED_ON = ("PATH", "HOME", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
-def attach(layout: Layout, programs: Programs, settings: Mapping[str, str]) -> tuple[socket.socket, dict[str, Any]]:
-    """A connection to a supervisor whose server is ready, and what it said."""
-    deadline = time.monotonic() + _JOIN_SECONDS
+def attach(layout: Layout, programs: Programs, settings: Mapping[str, str]) -> tuple[socket.socket, Programs]:
+    """Join: a connection to a supervisor whose server is ready, and the programs that it runs.
+
+    Raises:
+        ConfigError: the data folder cannot be used.
+        DatabaseError: there is no server, and the sentence says why.
+    """
+    try:
+        connection, greeting = _attach(layout, programs, settings, time.monotonic() + _JOIN_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise DatabaseError(
+            f"the embedded database in {str(layout.root)!r} cannot be joined ({error}): mend that, or set "
+            "ARCHIBALD_DATA_DIR to another folder"
+        ) from error
+    served = Programs(Path(greeting["bin"]), int(greeting["major"]))
+    if served.major != programs.major:
+        connection.close()
+        raise _other_version(layout, served.major, programs)
+    return connection, served
+
+
+def _attach(
+    layout: Layout, programs: Programs, settings: Mapping[str, str], deadline: float
+) -> tuple[socket.socket, dict[str, Any]]:
     while time.monotonic() < deadline:
         connection = connect(layout)
         if connection is None:
             prepare_folder(layout)
-            _require_version(layout, programs)
+            made_by = layout.data_version()
+            if made_by not in (None, programs.major):
+                raise _other_version(layout, made_by, programs)
             with _only_starter(layout, deadline):
                 # Another one may have been faster while we waited for our turn.
                 connection = connect(layout)
@@ -148,14 +171,12 @@ def _only_starter(layout: Layout, deadline: float) -> Iterator[None]:
         yield
 
 
-def _require_version(layout: Layout, programs: Programs) -> None:
-    made_by = layout.data_version()
-    if made_by not in (None, programs.major):
-        raise DatabaseError(
-            f"the data folder {str(layout.root)!r} was made by PostgreSQL {made_by}, and the programs in "
-            f"{str(programs.bin)!r} are {programs.major}: set ARCHIBALD_PG_BIN to the programs of PostgreSQL "
-            f"{made_by}, or ARCHIBALD_DATA_DIR to another folder"
-        )
+def _other_version(layout: Layout, made_by: int | None, programs: Programs) -> DatabaseError:
+    return DatabaseError(
+        f"the data folder {str(layout.root)!r} was made by PostgreSQL {made_by}, and the programs in "
+        f"{str(programs.bin)!r} are {programs.major}: set ARCHIBALD_PG_BIN to the programs of PostgreSQL {made_by}, or "
+        "ARCHIBALD_DATA_DIR to another folder"
+    )
 
 
 def _too_late(layout: Layout) -> DatabaseError:
