@@ -97,22 +97,21 @@ def _agents(snapshot: Snapshot) -> Table:
 
 def print_summary(console: Console, summary: Summary) -> None:
     """Print what the day came to, the verdict last."""
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    outcomes = ", ".join(f"{count} {state}" for state, count in sorted(summary.jobs.items()))
-    table.add_row("jobs by outcome", outcomes)
-    table.add_row(
-        "enqueues", f"{summary.entries} in {summary.seconds:.0f} s, {summary.merged} of them merged as duplicates"
-    )
-    table.add_row("most running at once", str(summary.most_running))
-    table.add_row("requeues", f"{summary.requeues}, at most {summary.most_requeued} of one job")
     erp = summary.erp
-    table.add_row("most per agent, as the ERP saw it", str(erp["most_per_login"]))
-    table.add_row("most agents at once, as the ERP saw it", str(erp["most_logins_at_once"]))
-    table.add_row("simultaneous, as the ERP counted", f"{erp['simultaneous']} of {erp['requests']} requests")
+    outcomes = ", ".join(f"{count} {state}" for state, count in sorted(summary.jobs.items()))
+    facts = {
+        "jobs by outcome": outcomes,
+        "enqueues": f"{summary.entries}, of which {summary.merged} were duplicates and merged",
+        "duration": f"{summary.seconds:.0f} s",
+        "requeues": f"{summary.requeues}, at most {summary.most_requeued} of one job",
+        "most running at once": f"{summary.most_running} (the ERP saw {erp['most_logins_at_once']} agents at once)",
+        "most per agent": f"{erp['most_per_login']}, as the ERP saw it",
+        "simultaneous": f"{erp['simultaneous']}, as the ERP counted in {erp['requests']} requests",
+    }
     for job_class, waits in summary.waits.items():
-        text = f"p50 {waits.p50:.1f} s, p95 {waits.p95:.1f} s ({waits.jobs} jobs)"
-        table.add_row(f"wait of a {job_class}", text)
-    console.print(table)
+        facts[f"wait of a {job_class}"] = f"p50 {waits.p50:.1f} s, p95 {waits.p95:.1f} s ({waits.jobs} jobs)"
+    for name, fact in facts.items():
+        console.print(Text(f"{name:<22}{fact}"), soft_wrap=True)
     for failure in summary.failures:
         console.print(Text(f"failed  {failure}"), soft_wrap=True)
     for problem in summary.problems:

@@ -26,6 +26,7 @@ from archibald_pgq.demo.summary import Summary
 from archibald_pgq.errors import ConfigError, DatabaseError
 from archibald_pgq.store import embedded, migrations
 from archibald_pgq.store.dsn import redacted, to_libpq
+from archibald_pgq.store.target import demo_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,16 @@ def _place(database: str | None) -> Iterator[Place]:
             migrations.upgrade(dsn)
             yield Place(dsn, Path(tempfile.mkdtemp(prefix="archibald-pgq-demo-")), f"psql on {redacted(dsn)}")
         return
-    usual = settings.data_dir or embedded.default_data_dir()
-    # Beside the usual folder and not in it: the demo empties its queue at every start.
-    folder = usual.with_name(f"{usual.name}-demo")
+    folder = demo_folder(settings)
     with embedded.join(folder, embedded.find_programs(settings.pg_bin)) as server, _alone(server.dsn) as connection:
+        # Each day begins with an empty queue. Somebody who still looks at the last one is not waited for without end.
         connection.execute("SET lock_timeout = '5s'")
         connection.execute("DROP SCHEMA IF EXISTS archibald CASCADE")
         migrations.upgrade(server.dsn)
         logs = folder / "logs"
         logs.mkdir(exist_ok=True)
-        yield Place(server.dsn, logs, f"ARCHIBALD_DATA_DIR={folder} archibald-pgq psql")
+        given = f"ARCHIBALD_DATA_DIR={settings.data_dir} " if settings.data_dir else ""
+        yield Place(server.dsn, logs, f"{given}archibald-pgq psql")
 
 
 @contextlib.contextmanager

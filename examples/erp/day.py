@@ -51,12 +51,12 @@ class Entry(NamedTuple):
 
 
 def _syncs(draw: random.Random) -> Iterator[Entry]:
-    """Two rounds, every kind in turn; every second sync is asked for twice."""
-    for round_, begin in enumerate((0.0, 24.0)):
+    """Three rounds, every kind in turn; every second sync is asked for twice."""
+    for round_, begin in enumerate((0.0, 26.0, 44.0)):
         for place, agent in enumerate(AGENTS):
             if agent == LOCKED_AGENT:
                 continue
-            entry = Entry(begin + draw.uniform(0.0, 3.0), agent, SYNCS[(place + 3 * round_) % len(SYNCS)], {})
+            entry = Entry(begin + draw.uniform(0.0, 3.0), agent, SYNCS[(place + 2 * round_) % len(SYNCS)], {})
             yield entry
             if place % 2:
                 yield entry._replace(at=entry.at + 0.2)
@@ -83,7 +83,7 @@ def _order(draw: random.Random, at: float, agent: str, number: int) -> Iterator[
 
 def _orders(draw: random.Random) -> Iterator[Entry]:
     """Three bursts of orders; a number belongs to one agent, who has ten of them at hand."""
-    for burst, begin in enumerate((5.0, 16.0, 31.0)):
+    for burst, begin in enumerate((5.0, 17.0, 36.0)):
         for place, agent in enumerate(AGENTS):
             if agent not in {HOT_AGENT, LOCKED_AGENT} and (place + burst) % 5 < 3:  # three agents of five
                 yield from _order(draw, begin + draw.uniform(0.0, 2.0), agent, 10 * place + burst + 1)
@@ -94,7 +94,7 @@ def _visits(draw: random.Random) -> Iterator[Entry]:
     for place, agent in enumerate(AGENTS):
         if agent in {HOT_AGENT, LOCKED_AGENT}:
             continue
-        at = draw.uniform(8.0, 38.0)
+        at = draw.uniform(8.0, 44.0)
         match place % 6:
             case 0:
                 yield Entry(at, agent, "create-customer", {"name": f"Studio {agent}"}, f"customer-{agent}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
+import psycopg
 import pytest
 from archibald_pgq.examples.erp import day
+from archibald_pgq.examples.erp.client import Erp
 
 DEMO = (sys.executable, "-m", "archibald_pgq", "demo")
 UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -107,12 +112,17 @@ def test_without_a_terminal_it_tells_how_far_it_is_in_lines_and_where_the_logs_a
     assert {path.name for path in Path(logs).iterdir()} == {"erp.log", "worker.log"}
 
 
-@pytest.fixture
-def begun(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A demo whose worker runs: its first line of progress has been read."""
+@contextmanager
+def playing(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A demo whose day has begun: its first line of progress has been read."""
     with subprocess.Popen(
-        [*DEMO], env=environment(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:  # fmt: skip
+        [*DEMO, *arguments],
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "jobs finished" in line:
@@ -120,6 +130,20 @@ def begun(folder: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
         if process.poll() is None:
             process.kill()
+
+
+@pytest.fixture
+def begun(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    with playing(folder) as process:
+        yield process
+
+
+def child(demo: subprocess.Popen[str], module: str) -> psutil.Process:
+    """The demo's process that runs a module, not the leash that holds it."""
+    for process in psutil.Process(demo.pid).children(recursive=True):
+        if process.cmdline()[1:3] == ["-m", module]:
+            return process
+    raise AssertionError(f"no process of the demo runs {module}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -143,15 +167,54 @@ def test_killed_it_leaves_no_process_behind(begun: subprocess.Popen[str]) -> Non
     assert not psutil.wait_procs(children, timeout=30)[1]
 
 
-def test_a_worker_that_dies_ends_the_demo_with_one_sentence(begun: subprocess.Popen[str]) -> None:
-    for child in psutil.Process(begun.pid).children(recursive=True):
-        if child.cmdline()[1:4] == ["-m", "archibald_pgq", "run"]:
-            child.kill()
+@pytest.mark.parametrize(
+    ("module", "name"), [("archibald_pgq", "the worker"), ("archibald_pgq.examples.erp.server", "the ERP")]
+)
+def test_a_process_that_dies_ends_the_demo_with_one_sentence(
+    begun: subprocess.Popen[str], module: str, name: str
+) -> None:
+    child(begun, module).kill()
     _, said = begun.communicate(timeout=60)
 
     assert begun.returncode == 1
-    assert said.startswith("the worker ended too early with exit code 137; ")
+    assert said.startswith(f"{name} ended too early with exit code 137; ")
     assert "Traceback" not in said
+
+
+async def simultaneous(http: aiohttp.ClientSession) -> int:
+    async with http.get("/stats") as answer:
+        return int((await answer.json())["simultaneous"])
+
+
+async def test_a_login_that_did_two_things_at_once_makes_the_demo_fail(folder: Path) -> None:
+    with playing(folder, "--speed", "8") as demo:
+        (listening,) = child(demo, "archibald_pgq.examples.erp.server").net_connections("tcp4")[:1]
+        url = f"http://127.0.0.1:{listening.laddr.port}"
+        # Somebody else uses the locked agent's login, without asking the queue for its lock beforehand.
+        async with Erp(url).operation(day.LOCKED_AGENT, "a cheat"), aiohttp.ClientSession(url) as http:
+            while await simultaneous(http) == 0:  # noqa: ASYNC110  # another process counts
+                await asyncio.sleep(0.05)
+        told, _ = await asyncio.to_thread(demo.communicate, timeout=120)
+
+    assert demo.returncode == 1
+    assert "simultaneous requests or operations of one login" in told.splitlines()[-1]
+
+
+def test_it_plays_on_a_given_database(empty_database: str, folder: Path) -> None:
+    done = subprocess.run(
+        [*DEMO, "--speed", "8", "--database", empty_database],
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    with psycopg.connect(empty_database) as connection:
+        (jobs,) = connection.execute("SELECT count(*) FROM archibald.all_jobs").fetchone() or (0,)
+    assert f"{jobs - 2} completed, 2 failed" in done.stdout
 
 
 @pytest.mark.parametrize("speed", ["0", "-1", "nan", "inf", "abc", "21"])
@@ -165,8 +228,6 @@ def test_a_speed_that_is_none_is_refused(speed: str, folder: Path) -> None:
 
 
 def test_a_given_database_with_work_in_it_is_refused(database: str, folder: Path) -> None:
-    import psycopg
-
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("SELECT archibald.enqueue('alice', 'submit-order', '{}', NULL, NULL)")
 

@@ -262,6 +262,8 @@ def test_without_erp_url_the_client_serves_an_erp_of_its_own_that_ends_with_the_
             return False
 
     async def own() -> str:
+        first: str
+        second: str
         first, second = await asyncio.gather(erp.url(), erp.url())
         assert first == second
         assert await reachable(first)
