@@ -31,7 +31,7 @@ def environment(folder: Path) -> dict[str, str]:
     """A data folder of the test's own; the URLs name a database that is not there, so that using one would fail."""
     kept = {key: value for key, value in os.environ.items() if key != "WORKER_CONCURRENCY"}
     urls = {"DATABASE_URL": UNREACHABLE, "ARCHIBALD_DATABASE_URL": UNREACHABLE, "ERP_URL": "http://127.0.0.1:1"}
-    return {**kept, **urls, "ARCHIBALD_DATA_DIR": str(folder / "usual")}
+    return {**kept, **urls, "ARCHIBALD_DATA_DIR": str(folder / "usual"), "TMPDIR": str(folder)}
 
 
 def passable() -> Iterator[Path]:
