@@ -490,7 +490,8 @@ def test_supervisor_is_light_and_knows_no_secrets(folder: Path, monkeypatch: pyt
 def test_only_its_user_can_reach_the_database(folder: Path) -> None:
     with join(folder):
         assert (folder / "pg").stat().st_mode & 0o777 == 0o700
-        assert (folder / "supervisor.sock").stat().st_mode & 0o077 == 0
+        for path in folder.iterdir():  # files too: who can open a lock can hold it
+            assert path.stat().st_mode & 0o077 == 0, path
         assert folder.stat().st_mode & 0o066 == 0
 
 
@@ -537,7 +538,8 @@ def test_ordinary_user_needs_nothing_of_root(place: Path, commands: Commands) ->
             target.parent.mkdir()
             shutil.copy(REPOSITORY / "archibald_pgq" / source, target)
     for path in (place, *place.rglob("*")):
-        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
+        if path.is_dir() or path.is_relative_to(place / "archibald_pgq"):  # not the programs, which are links
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
     os.chown(home, user.pw_uid, user.pw_gid)
     who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     command = commands(
@@ -559,16 +561,25 @@ def test_ordinary_user_needs_nothing_of_root(place: Path, commands: Commands) ->
 
 
 def wheel_under(folder: Path) -> Programs:
-    """Copy the wheel's newest programs, with the libraries beside the package that they need."""
-    bin_folder = find_programs().bin
-    package = bin_folder.parents[1]
-    shutil.copytree(
-        bin_folder.parent,
-        folder / package.name / bin_folder.parent.name,
-        ignore=shutil.ignore_patterns("include", "*.a"),
-    )
-    shutil.copytree(package.with_name(f"{package.name}.libs"), folder / f"{package.name}.libs")
-    return Programs(folder / package.name / bin_folder.parent.name / "bin", 18)
+    """The wheel's newest programs in another folder, with the libraries beside the package that they need."""
+    programs = find_programs()
+    package = programs.bin.parents[1]
+    version = programs.bin.parent.name
+    for source in (package / version / "bin", package / version / "lib", package / version / "share"):
+        shutil.copytree(source, folder / package.name / version / source.name, copy_function=link_or_copy)
+    libraries = package.with_name(f"{package.name}.libs")
+    shutil.copytree(libraries, folder / libraries.name, copy_function=link_or_copy)
+    return Programs(folder / package.name / version / "bin", programs.major)
+
+
+def link_or_copy(file: str, to: str) -> None:
+    """Links are fast; what is on another file system or closed to other users is copied and opened."""
+    if Path(file).stat().st_mode & 0o004:
+        with contextlib.suppress(OSError):  # then a copy
+            os.link(file, to)
+            return
+    shutil.copy(file, to)
+    Path(to).chmod(0o755)
 
 
 def python_for(who: dict[str, Any]) -> str:

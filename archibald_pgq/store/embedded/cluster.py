@@ -27,7 +27,7 @@ from archibald_pgq.store.embedded.layout import DATABASE, PORT, ROLE, Layout
 _STOP_SIGNALS = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _POLL = 0.005
 _STATUS_LINE = 8  # of postmaster.pid
-_TAIL_LINES = 4
+_TAIL_LINES = 6
 _TAIL_BYTES = 1 << 16
 _UNFINISHED = "unfinished-"
 
@@ -55,7 +55,6 @@ class Cluster:
         """
         if (self._layout.data / "PG_VERSION").exists():
             return
-        self._mark_log()
         # A name of its own: the initdb of a supervisor that was killed may still be writing into another one.
         unfinished = self._layout.private / f"{_UNFINISHED}{time.time_ns()}"
         self._run_to_end(
@@ -155,33 +154,40 @@ class Cluster:
     def last_words(self) -> str:
         """The end of what postgres said since it was last started, for a person; never empty."""
         start = max(self._log_start, os.fstat(self._log).st_size - _TAIL_BYTES)
-        text = os.pread(self._log, _TAIL_BYTES, start).decode(errors="replace")
+        return self._tail(os.pread(self._log, _TAIL_BYTES, start).decode(errors="replace"))
+
+    def _tail(self, text: str) -> str:
         lines = [re.sub(r"^[-\d]+ [:.\d]+ \S+ \[\d+\] ", "", line).strip() for line in text.splitlines()]
         tail = "; ".join([line for line in lines if line][-_TAIL_LINES:])
-        return tail or f"it said nothing; see {str(self._layout.log)!r}"
+        free = shutil.disk_usage(self._layout.root).free // 1_000_000
+        return tail or f"it said nothing, and {free} MB of its disk are free"
 
     def _mark_log(self) -> None:
         self._log_start = os.fstat(self._log).st_size
 
     def _say(self, words: str) -> None:
-        os.write(self._log, f"{words}\n".encode())
+        with suppress(OSError):  # a full disk: the commands hear the reason, the log need not stop the server
+            os.write(self._log, f"{words.rstrip()}\n".encode())
 
     def _run_to_end(self, program: str, *arguments: str, words: str = "") -> None:
         ran = subprocess.run(  # a program of ours with arguments of ours, no shell
             [os.fspath(self._bin / program), *arguments],
             input=words.encode(),
             stdout=subprocess.DEVNULL,  # chatter; what went wrong is on the other one
-            stderr=self._log,
+            stderr=subprocess.PIPE,  # not straight into the log, which a full disk would lose
             cwd="/",
             umask=0o077,
             check=False,
             **(self._account.run_as() if self._account else {}),
         )
+        said = ran.stderr.decode(errors="replace")
         if ran.returncode != 0:
             raise DatabaseError(
                 f"the embedded database cannot be made in {str(self._layout.root)!r} ({program} ended with "
-                f"{ran.returncode}): {self.last_words()}"
+                f"{ran.returncode}): {self._tail(said)}"
             )
+        if said:
+            self._say(said)
 
 
 def _stop(pid: int, gone: Callable[[], bool]) -> bool:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from archibald_pgq.errors import DatabaseError
 from archibald_pgq.store.embedded.account import prepare_folder
@@ -95,7 +95,7 @@ def _start(
     ours, theirs = socket.socketpair()
     boot = Path(__file__).with_name("boot.py")
     arguments = [*map(os.fspath, (layout.root, programs.bin)), str(programs.major), json.dumps(dict(settings))]
-    with theirs, layout.log.open("ab") as log:
+    with theirs, _private(layout.log) as log:
         # S603: our own file, run by our own interpreter. It returns at once: the supervisor detaches itself.
         subprocess.run(
             [sys.executable, "-I", "-S", "-X", "utf8", os.fspath(boot), *arguments],
@@ -155,10 +155,15 @@ def read_to_end(connection: socket.socket) -> None:
         _log.debug("the connection to the supervisor broke: %s", error)
 
 
+def _private(path: Path) -> BinaryIO:
+    """Open for appending a file that only this user can open: as root others pass the folder, and a lock needs no more."""
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))  # Path.open takes no opener
+
+
 @contextmanager
 def _only_starter(layout: Layout, deadline: float) -> Iterator[None]:
     """Be the one command that may start a supervisor now."""
-    with layout.joining_lock.open("ab") as lock:
+    with _private(layout.joining_lock) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,6 @@ import select
 import selectors
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -84,9 +83,12 @@ class Supervisor:
                     self._on_readable(key.fileobj)
                 self._let_go()
                 self._look_after(cluster)
-        except (ArchibaldError, OSError) as error:
-            _say(traceback.format_exc())
+        except ArchibaldError as error:
+            _say(str(error))
             self.refuse(str(error))
+        except OSError as error:
+            _say(traceback.format_exc())
+            self.refuse_for(error)
         finally:
             # First no new ones: who still gets through is told by the end of the connection, and starts a successor.
             if self._listener is not None:
@@ -172,6 +174,13 @@ class Supervisor:
         for member in refused:
             self._drop(member)
 
+    def refuse_for(self, error: OSError) -> None:
+        """Refuse because of what the system said, a full disk for example."""
+        self.refuse(
+            f"the embedded database in {str(self._layout.root)!r} cannot be started ({error}): mend that, or set "
+            "ARCHIBALD_DATA_DIR to another folder"
+        )
+
     def _drop(self, member: socket.socket) -> None:
         if member in self._members:
             self._members.discard(member)
@@ -191,8 +200,8 @@ class Supervisor:
 
 
 def _say(words: str) -> None:
-    sys.stderr.write(f"supervisor {os.getpid()}: {words.rstrip()}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk: the commands hear the reason, the log need not stop the server
+        os.write(2, f"supervisor {os.getpid()}: {words.rstrip()}\n".encode())
 
 
 def _take_lock(layout: Layout, first: socket.socket) -> int | None:
@@ -228,16 +237,18 @@ def main(arguments: list[str]) -> None:
     first = socket.socket(fileno=os.dup(0))  # a number that postgres does not inherit
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    lock = _take_lock(layout, first)
-    if lock is None:
-        return
-    log = _open_log(layout)
     supervisor = Supervisor(layout, programs, first)
     try:
+        lock = _take_lock(layout, first)  # held until this process ends
+        if lock is None:
+            return
+        log = _open_log(layout)
         account = account_for(layout)
         make_private(layout, account)
         cluster = Cluster(layout, reachable(programs, account, layout), account, json.loads(settings), log)
-    except (ArchibaldError, OSError) as error:
+    except ArchibaldError as error:
         supervisor.refuse(str(error))
-        return
-    supervisor.run(cluster)
+    except OSError as error:
+        supervisor.refuse_for(error)
+    else:
+        supervisor.run(cluster)
