@@ -39,8 +39,10 @@ types: $(INSTALLED) ## Check the types
 imports: $(INSTALLED) ## Check that imports point one way
 	@$(BIN)/lint-imports
 
+# The folder, not the module's name: for a name coverage imports the package and forgets it again, and SQLAlchemy's compiled
+# parts do not survive being imported twice.
 coverage: $(INSTALLED) ## Run the tests and require that they reach all of the domain layer
-	@$(BIN)/python -m pytest -q --cov=archibald_pgq.domain --cov-branch --cov-fail-under=100 \
+	@$(BIN)/python -m pytest -q --cov=archibald_pgq/domain --cov-branch --cov-fail-under=100 \
 	    --cov-report=term-missing:skip-covered $(ARGS)
 
 format: $(INSTALLED) ## Mend what can be mended without thinking
