@@ -109,3 +109,19 @@ async def test_an_enqueue_without_a_notification_is_found(app: Archibald, look: 
         await look.until_state(job, "completed")
         await ear.value("SELECT 1")
         assert [note.payload async for note in ear.connection.notifies(timeout=0)] == []
+
+
+async def test_a_job_in_review_is_put_away_by_cancel_and_its_key_is_free(app: Archibald, look: Look) -> None:
+    """What docs/operations.md tells a person to do with `needs_review`."""
+    stage = Stage(hold=False)
+    stage.register(app, "submit-order")
+    job = await app.enqueue("submit-order", user_id="alice", data={"n": 1}, idempotency_key="o-1")
+    await look.rows("UPDATE archibald.jobs SET state = 'needs_review', started_at = now() WHERE id = %s", job.id)
+    assert (await app.enqueue("submit-order", user_id="alice", idempotency_key="o-1")).id == job.id  # it keeps its key
+    async with working(app):
+        other = await app.enqueue("submit-order", user_id="alice", data={"n": 2})
+        await other.wait(timeout=20)  # it does not hold its agent up
+        assert await app.cancel(job.id) == "cancelled"
+        again = await app.enqueue("submit-order", user_id="alice", data={"n": 1}, idempotency_key="o-1")
+        assert again.id != job.id
+        assert await again.wait(timeout=20) == {"ran": {"n": 1}}
