@@ -18,12 +18,16 @@ BLOCKS = blocks("docs/python.md", "python")
 
 
 def _execute(block: Block, names: dict[str, Any]) -> None:
-    exec(compile(block.code, block.name, "exec"), names)
+    exec(compile(block.code, block.name, "exec"), names)  # noqa: S102  # the page's own examples
 
 
 def _examples(names: dict[str, Any]) -> list[Callable[..., Awaitable[None]]]:
     """The coroutine functions that are no handlers, in the order in which they stand."""
-    return [each for each in names.values() if inspect.iscoroutinefunction(each) and "ctx" not in inspect.signature(each).parameters]
+    return [
+        each
+        for each in names.values()
+        if inspect.iscoroutinefunction(each) and "ctx" not in inspect.signature(each).parameters
+    ]
 
 
 async def test_every_example_of_the_python_page_does_what_it_says(
@@ -40,12 +44,20 @@ async def test_every_example_of_the_python_page_does_what_it_says(
     given = {"dsn": database, "engine": engine}
     async with workers_app, working(workers_app):
         examples = _examples(names)
-        assert [example.__name__ for example in examples] == ["submit", "change_of_mind", "careful", "with_psycopg", "with_sqlalchemy"]
+        assert [example.__name__ for example in examples] == [
+            "submit",
+            "change_of_mind",
+            "careful",
+            "with_psycopg",
+            "with_sqlalchemy",
+        ]
         for example in examples:
             await example(**{name: given[name] for name in inspect.signature(example).parameters})
         await look.until("SELECT count(*) = 1 FROM archibald.all_jobs WHERE user_id = 'dan' AND state = 'completed'")
     await engine.dispose()
-    assert await look.value("SELECT payload FROM archibald.all_jobs WHERE user_id = 'dan'") == {"order": 8}  # order 9 was rolled back
+    assert await look.value("SELECT payload FROM archibald.all_jobs WHERE user_id = 'dan'") == {
+        "order": 8
+    }  # order 9 was rolled back
     assert "completed 1 " in capsys.readouterr().out
     policy = await look.rows(
         "SELECT class, priority, timeout_s, max_attempts, backoff, backoff_s FROM archibald.operations WHERE kind = 'send-mail'"
@@ -72,7 +84,11 @@ def test_every_name_that_a_handler_is_given_is_documented() -> None:
     from archibald_pgq import JobContext
 
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
-    attributes = [line.split(":")[0].strip() for line in (JobContext.__doc__ or "").split("Attributes:")[1].splitlines() if ":" in line]
+    attributes = [
+        line.split(":")[0].strip()
+        for line in (JobContext.__doc__ or "").split("Attributes:")[1].splitlines()
+        if ":" in line
+    ]
     assert attributes
     for name in [*attributes, "progress"]:
         assert f"`{name}`" in page or f"ctx.{name}" in page, name

@@ -13,6 +13,7 @@ from typer.main import get_command
 from archibald_pgq.cli import app as command_line
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.store.tables import all_jobs
+from tests.conftest import WANTED
 from tests.documents import GENERATORS, ROOT, anchors, blocks, documents, generated, links
 
 PACKAGE = ROOT / "archibald_pgq"
@@ -44,7 +45,9 @@ def _text(document: str) -> str:
 @pytest.mark.parametrize("document", documents(), ids=_name)
 def test_generated_parts_are_up_to_date(document: Path) -> None:
     for name, found, wanted in generated(document):
-        assert found == wanted, f"the part {name!r} of {_name(document)} is out of date; run `python -m tests.documents`"
+        assert found == wanted, (
+            f"the part {name!r} of {_name(document)} is out of date; run `python -m tests.documents`"
+        )
 
 
 def test_each_generated_part_stands_in_a_document() -> None:
@@ -56,7 +59,9 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
     named = {
         found
         for source in PACKAGE.rglob("*.py")
-        for found in re.findall(r"\b(?:ARCHIBALD_[A-Z_]*[A-Z]|WORKER_CONCURRENCY|DATABASE_URL)\b", source.read_text(encoding="utf-8"))
+        for found in re.findall(
+            r"\b(?:ARCHIBALD_[A-Z_]*[A-Z]|WORKER_CONCURRENCY|DATABASE_URL)\b", source.read_text(encoding="utf-8")
+        )
     }
     assert "ARCHIBALD_DATABASE_URL" in named
     assert [name for name in sorted(named) if f"`{name}`" not in page] == []
@@ -65,7 +70,7 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
 @pytest.mark.parametrize("document", documents(), ids=_name)
 def test_every_variable_that_a_document_names_exists(document: Path) -> None:
     page = _text("docs/settings.md")
-    named = set(re.findall(r"\bARCHIBALD_[A-Z_]*[A-Z]\b", document.read_text(encoding="utf-8")))
+    named = set(re.findall(r"\bARCHIBALD_[A-Z_]*[A-Z]\b", document.read_text(encoding="utf-8"))) - {WANTED}
     assert [name for name in sorted(named) if f"`{name}`" not in page] == []
 
 
@@ -115,7 +120,9 @@ def _code(document: Path) -> str:
 def test_the_columns_of_all_jobs_are_documented_and_no_others() -> None:
     page = _text("docs/sql.md").split("## The columns of archibald.all_jobs")[1]
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [column.name for column in all_jobs.c]
-    assert {name.replace("job_class", "class") for name in JobRecord.__slots__} <= {column.name for column in all_jobs.c}
+    assert {name.replace("job_class", "class") for name in JobRecord.__slots__} <= {
+        column.name for column in all_jobs.c
+    }
 
 
 @pytest.mark.parametrize("document", documents(), ids=_name)
@@ -127,7 +134,9 @@ def test_tests_and_files_that_a_document_names_exist(document: Path) -> None:
             continue
         assert (ROOT / path).exists(), path
         if function:
-            assert re.search(rf"^\s*(?:async )?def {function}\b|^class {function}\b", _text(path), re.MULTILINE), f"{path}::{function}"
+            assert re.search(rf"^\s*(?:async )?def {function}\b|^class {function}\b", _text(path), re.MULTILINE), (
+                f"{path}::{function}"
+            )
 
 
 def _log_lines() -> Iterator[tuple[str, str]]:
@@ -138,7 +147,9 @@ def _log_lines() -> Iterator[tuple[str, str]]:
                 continue
             text = _literal(node.args[0])
             match node.func:
-                case ast.Attribute(attr=("info" | "warning" | "error" | "critical" | "exception") as level) if text != "…":
+                case ast.Attribute(attr=("info" | "warning" | "error" | "critical" | "exception") as level) if (
+                    text != "…"
+                ):
                     yield ("error" if level == "exception" else level).upper(), text
                 case ast.Name(id="exit_fenced"):
                     yield "CRITICAL", text
