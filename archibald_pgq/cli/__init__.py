@@ -61,5 +61,6 @@ def main() -> None:
     try:
         app()
     except ArchibaldError as error:
-        sys.stderr.write(f"archibald-pgq: {error}\n")
+        # one line, whatever a message quotes
+        sys.stderr.write(f"archibald-pgq: {' '.join(str(error).split())}\n")
         sys.exit(BAD_INPUT)
