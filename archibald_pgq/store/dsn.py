@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from psycopg import ProgrammingError
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archibald_pgq.errors import ConfigError
@@ -32,7 +32,7 @@ def to_libpq(dsn: str) -> str:
     plain = _SCHEMES.sub("postgresql://", dsn)
     try:
         parts = conninfo_to_dict(plain)
-    except (ProgrammingError, UnicodeEncodeError):
+    except (psycopg.Error, UnicodeEncodeError):  # which error it is differs between versions of psycopg
         raise ConfigError(_UNREADABLE) from None
     if scheme and _misread(plain, str(parts.get("host") or ""), str(parts.get("port") or "")):
         raise ConfigError(_UNREADABLE)
