@@ -86,7 +86,8 @@ def jobs(
     if as_json_:
         print_json([as_json(record) for record in records])
     elif records:
-        console().print(jobs_table(records))
+        screen = console()
+        screen.print(jobs_table(records, screen.width))
     else:
         typer.echo("no jobs")
 

@@ -85,26 +85,31 @@ def job_table(record: JobRecord) -> Table:
     return table
 
 
-def jobs_table(records: Sequence[JobRecord]) -> Table:
-    """Return jobs as a table, one a row."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("id", "right"), ("user_id", "left"), ("kind", "left"), ("state", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("requeued", justify="right")
+def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
+    """Return jobs as a table, one a row, for `width` columns."""
+    # expand: the note takes what the others leave; a long user_id is folded
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table.add_column("id", justify="right", no_wrap=True)
+    table.add_column("user_id", overflow="fold", max_width=max(10, width // 5))
+    table.add_column("kind", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     table.add_column("created", no_wrap=True)
     table.add_column("note", overflow="ellipsis", no_wrap=True, ratio=1)
     for record in records:
-        progress = (
-            None if record.progress is None or record.finished else f"{record.progress} % {record.progress_label or ''}"
-        )
-        note = record.error or progress or ""
         table.add_row(
             str(record.id),
             plain(record.user_id),
             plain(record.kind),
             _state(record),
-            str(record.requeue_count or ""),
             _time(record.created_at)[5:],
-            plain(note.replace("\n", " ")),
+            plain(_note(record).replace("\n", " ")),
         )
     return table
+
+
+def _note(record: JobRecord) -> str:
+    if record.error:
+        return record.error
+    if record.progress is not None and not record.finished:
+        return f"{record.progress} % {record.progress_label or ''}"
+    return f"requeued {record.requeue_count} times" if record.requeue_count else ""
