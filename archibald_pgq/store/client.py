@@ -111,7 +111,7 @@ class Client:
                 serialization failure.
         """
         if connection is not None:
-            if not isinstance(connection, CallerConnection):
+            if not isinstance(connection, psycopg.AsyncConnection | AsyncConnection | AsyncSession):
                 raise ConfigError(
                     "connection must be a psycopg AsyncConnection or SQLAlchemy AsyncConnection or AsyncSession, "
                     f"not {type(connection).__module__}.{type(connection).__qualname__}"
