@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -51,24 +54,67 @@ def environment(database: str | None = None, **variables: str) -> dict[str, str]
     }
 
 
-def command(
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One command line with what surrounds it."""
+
+    arguments: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path | None = None
+    stdin: bytes = b""
+
+
+def call(
     *arguments: str | bytes,
     database: str | None = None,
     stdin: str | bytes = b"",
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-) -> Ended:
-    """Run `python -m archibald_pgq` to its end."""
+) -> Call:
+    """Prepare a command that looks at `database`, for `together`."""
+    return Call(
+        tuple(map(os.fsdecode, arguments)),
+        environment(database, **(env or {})),
+        cwd,
+        stdin.encode() if isinstance(stdin, str) else stdin,
+    )
+
+
+def command(*arguments: str | bytes, **surroundings: Any) -> Ended:
+    """Run `python -m archibald_pgq` to its end; the keywords are those of `call`."""
+    one = call(*arguments, **surroundings)
     ended = subprocess.run(
-        [*PROGRAM, *arguments],
-        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        [*PROGRAM, *one.arguments],
+        input=one.stdin,
         capture_output=True,
-        cwd=cwd,
-        env=environment(database, **(env or {})),
+        cwd=one.cwd,
+        env=one.env,
         timeout=PATIENCE,
         check=False,
     )
     return Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+
+
+def together(calls: Iterable[Call]) -> list[Ended]:
+    """Run commands one after the other, each in a process of its own that a just started Python forks: a start costs half a second."""
+    listed = [
+        {
+            "arguments": one.arguments,
+            "env": one.env,
+            "cwd": os.fspath(one.cwd or Path.cwd()),
+            "stdin": base64.b64encode(one.stdin).decode(),
+        }
+        for one in calls
+    ]
+    ended = subprocess.run(
+        [sys.executable, os.fspath(Path(__file__).with_name("forks.py"))],
+        input=json.dumps(listed).encode(),
+        stdout=subprocess.PIPE,
+        env=environment(),
+        timeout=PATIENCE,
+        check=True,
+    )
+    return [Ended(*found) for found in json.loads(ended.stdout)]
 
 
 def fingerprint(database: str) -> dict[str, tuple[int, str]]:
