@@ -14,8 +14,17 @@ from typing import Any, TypeVar
 from archibald_pgq import config
 from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import JobRecord
-from archibald_pgq.domain.operations import JobClass, Policy
-from archibald_pgq.domain.payload import check_delay, check_key, check_kind, check_payload, check_user_id
+from archibald_pgq.domain.operations import CATALOGUE, JobClass, Policy
+from archibald_pgq.domain.payload import (
+    check_delay,
+    check_job_id,
+    check_key,
+    check_kind,
+    check_limit,
+    check_payload,
+    check_state,
+    check_user_id,
+)
 from archibald_pgq.domain.states import State
 from archibald_pgq.errors import ConfigError, UnknownJobError
 from archibald_pgq.handle import Job
@@ -46,8 +55,10 @@ class Archibald:
         self._settings: config.Settings | None = None
         self._registry = Registry()
         self._declared: set[str] = set()
+        self._by_default: set[str] = set()
         self._target: Target | None = None
         self._client: Client | None = None
+        self._checked = False
         self._opening = asyncio.Lock()
 
     @property
@@ -73,8 +84,9 @@ class Archibald:
     ) -> Callable[[H], H]:
         """Register the decorated `async def handler(ctx, data)` for a kind.
 
-        With no policy argument, a kind of the catalogue keeps its policy from there and any other kind takes the defaults. With any,
-        this app declares the kind's policy: its row of `archibald.operations` is written when the app first uses the database.
+        With no policy argument, a kind keeps the policy that the database has for it (the catalogue's kinds have one), and takes the
+        defaults where it has none. With any, this app declares the kind's policy: its row of `archibald.operations` is written when
+        the app first uses the database.
 
         Args:
             kind: 1 to 100 of a-z, 0-9, '.', '_', ':' and '-'.
@@ -108,6 +120,8 @@ class Archibald:
 
         def register(handler: H) -> H:
             self._registry.add(kind, handler, policy)
+            if policy is None and kind not in CATALOGUE:
+                self._by_default.add(kind)
             return handler
 
         return register
@@ -160,6 +174,7 @@ class Archibald:
             UnknownJobError: there is none with this id.
             DatabaseError, SchemaError: the database cannot be used.
         """
+        job_id = check_job_id(job_id)
         client = await self._open()
         records = await client.records(job_by_id(job_id))
         if not records:
@@ -169,7 +184,16 @@ class Archibald:
     async def jobs(
         self, *, user_id: str | None = None, state: State | None = None, kind: str | None = None, limit: int = 50
     ) -> list[JobRecord]:
-        """Return the newest jobs, live and finished, newest first; at most `limit`."""
+        """Return the newest jobs, live and finished, newest first; at most `limit`, which is 1 to 10,000.
+
+        Raises:
+            InvalidJobError: a filter is something that no job can have.
+            DatabaseError, SchemaError: the database cannot be used.
+        """
+        user_id = None if user_id is None else check_user_id(user_id)
+        state = None if state is None else check_state(state)
+        kind = None if kind is None else check_kind(kind)
+        limit = check_limit(limit)
         client = await self._open()
         return await client.records(newest_jobs(user_id, state, kind, limit))
 
@@ -183,6 +207,7 @@ class Archibald:
             UnknownJobError: there is none with this id.
             DatabaseError, SchemaError: the database cannot be used.
         """
+        job_id = check_job_id(job_id)
         client = await self._open()
         answer = await client.cancel(job_id)
         if answer is None:
@@ -214,10 +239,13 @@ class Archibald:
                 if self._target is None:
                     self._target = await asyncio.to_thread(open_target, self._database_url, self.settings)
                 self._client = Client(self._target.dsn)
+            if not self._checked:
+                await self._client.check()
+                self._checked = True
             # before the first enqueue of such a kind, and on a connection of our own: not part of a caller's transaction
             for kind, policy in self._registry.declared():
                 if kind not in self._declared:
-                    await self._client.declare(kind, policy)
+                    await self._client.declare(kind, policy, default=kind in self._by_default)
                     self._declared.add(kind)
             return self._client
 
@@ -228,6 +256,8 @@ class Archibald:
         if self._target is not None:
             await asyncio.to_thread(self._target.close)
         self._client = self._target = None
+        self._checked = False
+        self._declared.clear()
 
     async def __aenter__(self) -> Archibald:
         """Use as an async context manager."""

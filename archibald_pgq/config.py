@@ -51,7 +51,10 @@ def _text(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # ~nobody
+        raise ValueError("a path whose home folder is known") from None
 
 
 SETTINGS: dict[str, Setting] = {
@@ -109,9 +112,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[field] = setting.read(text) if text else None
         except ValueError as error:
-            raise ConfigError(
-                f"{setting.name} is {text!r}; it must be {error}, or unset for {setting.default}"
-            ) from None
+            unset = f"unset for {setting.default}" if setting.default else "unset"
+            raise ConfigError(f"{setting.name} is {text!r}; it must be {error}, or {unset}") from None
     return Settings(**values)
 
 

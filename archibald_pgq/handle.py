@@ -54,7 +54,10 @@ class Job:
             JobNeedsReviewError: it was interrupted and may or may not have had its effect.
             WaitTimeoutError: it was not finished in time; it goes on.
             UnknownJobError, DatabaseError: see `record`.
+            ValueError: the timeout is negative or NaN.
         """
+        if timeout is not None and not timeout >= 0:  # NaN too
+            raise ValueError(f"timeout is a number of seconds from 0, not {timeout}")
         deadline = None if timeout is None else time.monotonic() + timeout
         job_id, pause = self.id, FIRST_LOOK
         while True:

@@ -6,6 +6,7 @@ asked for. Must not: hold SQL or decisions about jobs.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -58,8 +59,11 @@ app.command()(demo)
 
 def main() -> None:
     """Run the command line and exit the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a user_id may hold what this terminal has no letter for
     try:
         app()
     except ArchibaldError as error:
-        sys.stderr.write(f"archibald-pgq: {error}\n")
+        # one line, whatever a message quotes
+        sys.stderr.write(f"archibald-pgq: {' '.join(str(error).split())}\n")
         sys.exit(BAD_INPUT)

@@ -9,6 +9,7 @@ import sys
 
 import typer
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
 
 from archibald_pgq import config
 from archibald_pgq.config import Settings
@@ -18,22 +19,13 @@ from archibald_pgq.store.dsn import redacted
 from archibald_pgq.store.embedded import find_psql
 from archibald_pgq.store.target import Target, demo_folder, open_target
 
-# What libpq reads from the environment, so that no password is ever in argv.
-_ENVIRONMENT = {
-    "host": "PGHOST",
-    "hostaddr": "PGHOSTADDR",
-    "port": "PGPORT",
-    "dbname": "PGDATABASE",
-    "user": "PGUSER",
-    "password": "PGPASSWORD",
-    "sslmode": "PGSSLMODE",
-    "sslrootcert": "PGSSLROOTCERT",
-    "sslcert": "PGSSLCERT",
-    "sslkey": "PGSSLKEY",
-    "options": "PGOPTIONS",
-    "target_session_attrs": "PGTARGETSESSIONATTRS",
-    "connect_timeout": "PGCONNECT_TIMEOUT",
-}
+
+def _environment(dsn: str) -> dict[str, str]:
+    """Return `dsn` as the variables that libpq reads, so that no password is ever in argv."""
+    names = {option.keyword.decode(): option.envvar.decode() for option in Conninfo.get_defaults() if option.envvar}
+    return {
+        names[key]: str(value) for key, value in conninfo_to_dict(dsn).items() if key in names and value is not None
+    }
 
 
 def open_for_looking(settings: Settings) -> Target:
@@ -60,16 +52,12 @@ def psql(context: typer.Context) -> None:
     if program is None:
         raise ConfigError("there is no psql, neither bundled nor on PATH; install PostgreSQL's client programs")
     with open_for_looking(settings) as target:
-        parts = conninfo_to_dict(target.dsn)
-        given = {
-            _ENVIRONMENT[key]: str(value) for key, value in parts.items() if key in _ENVIRONMENT and value is not None
-        }
         # psql handles Ctrl-C itself (it cancels the query); this process only waits for it
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             ended = subprocess.run(  # the program is psql, the arguments are the user's own
                 [str(program), *context.args],
-                env={**os.environ, **given},
+                env={**os.environ, **_environment(target.dsn)},
                 check=False,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # no threads yet
             )

@@ -6,11 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-
-from archibald_pgq.demo.children import ChildDiedError
-from archibald_pgq.demo.display import print_summary
-from archibald_pgq.demo.run import run
 
 SLOWEST, FASTEST = 0.1, 20.0
 INTERRUPTED = 130
@@ -22,6 +17,13 @@ def demo(
     json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, progress on stderr.")] = False,
 ) -> None:
     """Play a day of 60 agents against a slow ERP and check it from outside (about 70 seconds)."""
+    # Imported here: the ERP's web server and client would cost every other command a tenth of a second.
+    from rich.console import Console
+
+    from archibald_pgq.demo.children import ChildDiedError
+    from archibald_pgq.demo.display import print_summary
+    from archibald_pgq.demo.run import run
+
     # Written so that NaN is refused, too.
     if not SLOWEST <= speed <= FASTEST:
         raise typer.BadParameter(

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from archibald_pgq.domain.job import JobRecord
 
@@ -27,7 +27,8 @@ def console() -> Console:
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=not unicode, indent=2 if sys.stdout.isatty() else None) + "\n")
 
 
 def as_json(record: JobRecord) -> dict[str, Any]:
@@ -43,10 +44,14 @@ def _time(value: datetime | None) -> str:
     return "" if value is None else value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _state(record: JobRecord) -> str:
+def _state(record: JobRecord) -> Text:
     text = f"{record.state} ({record.wait_reason})" if record.wait_reason else str(record.state)
-    colour = COLOURS.get(record.state)
-    return f"[{colour}]{text}[/]" if colour else text
+    return Text(text, COLOURS.get(record.state, ""))
+
+
+def plain(value: object) -> Text:
+    """Return a value as it is: no markup, no :emoji:, and control characters made visible, for a terminal would obey them."""
+    return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(value)))
 
 
 def job_table(record: JobRecord) -> Table:
@@ -74,32 +79,37 @@ def job_table(record: JobRecord) -> Table:
     ]
     for name, value in rows:
         if value not in (None, ""):
-            table.add_row(name, escape(str(value)))
+            table.add_row(name, plain(value))
         if name == "kind":
             table.add_row("state", _state(record))
     return table
 
 
-def jobs_table(records: Sequence[JobRecord]) -> Table:
-    """Return jobs as a table, one a row."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("id", "right"), ("user_id", "left"), ("kind", "left"), ("state", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("requeued", justify="right")
+def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
+    """Return jobs as a table, one a row, for `width` columns."""
+    # expand: the note takes what the others leave; a long user_id is folded
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table.add_column("id", justify="right", no_wrap=True)
+    table.add_column("user_id", overflow="fold", max_width=max(10, width // 5))
+    table.add_column("kind", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     table.add_column("created", no_wrap=True)
     table.add_column("note", overflow="ellipsis", no_wrap=True, ratio=1)
     for record in records:
-        progress = (
-            None if record.progress is None or record.finished else f"{record.progress} % {record.progress_label or ''}"
-        )
-        note = record.error or progress or ""
         table.add_row(
             str(record.id),
-            escape(record.user_id),
-            escape(record.kind),
+            plain(record.user_id),
+            plain(record.kind),
             _state(record),
-            str(record.requeue_count or ""),
             _time(record.created_at)[5:],
-            escape(note.replace("\n", " ")),
+            plain(_note(record).replace("\n", " ")),
         )
     return table
+
+
+def _note(record: JobRecord) -> str:
+    if record.error:
+        return record.error
+    if record.progress is not None and not record.finished:
+        return f"{record.progress} % {record.progress_label or ''}"
+    return f"requeued {record.requeue_count} times" if record.requeue_count else ""

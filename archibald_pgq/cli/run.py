@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -74,9 +75,10 @@ def load_app(name: str) -> Archibald:
         raise ConfigError(
             f"the app's module {module_name!r} needs a module that is not installed: {error.name}"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ConfigError(
-            f"the app's module {module_name!r} fails when it is imported: {type(error).__name__}: {error}"
+            f"the app's module {module_name!r} fails when it is imported: {what} ({_where(error)})"
         ) from error
     found = getattr(module, attribute, None)
     if not isinstance(found, Archibald):
@@ -85,17 +87,26 @@ def load_app(name: str) -> Archibald:
     return found
 
 
+def _where(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
+
+
 def _from_pyproject(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"./pyproject.toml cannot be read: {error}") from None
-    app = table.get("tool", {}).get("archibald-pgq", {}).get("app")
-    if app is not None and not isinstance(app, str):
+    found: object = table
+    for name in ("tool", "archibald-pgq", "app"):
+        found = found.get(name) if isinstance(found, dict) else ()
+        if found is None:
+            return None
+    if not isinstance(found, str):
         raise ConfigError('[tool.archibald-pgq] app in ./pyproject.toml must be a text such as "shop.tasks:app"')
-    return app
+    return found
 
 
 async def _serve(app: Archibald, target: Target) -> int:

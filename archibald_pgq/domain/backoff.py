@@ -31,11 +31,13 @@ class Backoff:
     seconds: float
 
     def __post_init__(self) -> None:
-        """Refuse a backoff that is not a positive number of seconds.
+        """Refuse what the table `archibald.operations` would refuse.
 
         Raises:
-            ValueError: `seconds` is not between 0 and 3600.
+            ValueError: the shape is unknown, or `seconds` is not between 0 and 3600.
         """
+        if self.shape not in ("fixed", "exponential"):
+            raise ValueError(f"a retry backoff is fixed or exponential, not {self.shape}")
         if not 0 <= self.seconds <= RETRY_LONGEST:
             raise ValueError(f"a retry backoff is 0 to {RETRY_LONGEST:.0f} seconds, not {self.seconds}")
 

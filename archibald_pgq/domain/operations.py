@@ -15,6 +15,14 @@ from archibald_pgq.domain.backoff import Backoff
 KIND_PATTERN = re.compile(r"[a-z0-9][a-z0-9._:-]{0,99}")
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or isinstance(value, float)
+
+
 class JobClass(StrEnum):
     """What a job is to the people who wait; the text is what the column `class` holds."""
 
@@ -52,12 +60,16 @@ class Policy:
         Raises:
             ValueError: a value is out of its range.
         """
-        if not 0 <= self.priority <= 32767:
-            raise ValueError(f"priority is 0 to 32767, not {self.priority}")
-        if not 0 < self.timeout <= 86400:
-            raise ValueError(f"timeout is above 0 and at most 86400 seconds, not {self.timeout}")
-        if not 1 <= self.max_attempts <= 100:
-            raise ValueError(f"max_attempts is 1 to 100, not {self.max_attempts}")
+        if not _is_whole(self.priority) or not 0 <= self.priority <= 32767:
+            raise ValueError(f"priority is a whole number from 0 to 32767, not {self.priority!r}")
+        if not _is_number(self.timeout) or not 0 < self.timeout <= 86400:
+            raise ValueError(f"timeout is above 0 and at most 86400 seconds, not {self.timeout!r}")
+        if not _is_whole(self.max_attempts) or not 1 <= self.max_attempts <= 100:
+            raise ValueError(f"max_attempts is a whole number from 1 to 100, not {self.max_attempts!r}")
+        if not isinstance(self.idempotent, bool):
+            raise ValueError(f"idempotent is True or False, not {self.idempotent!r}")
+        if not isinstance(self.backoff, Backoff | None):
+            raise ValueError(f"backoff is Backoff.fixed(…) or Backoff.exponential(…), not {self.backoff!r}")
 
     @property
     def repeatable(self) -> bool:

@@ -7,16 +7,21 @@ Every refusal is one sentence that names the argument.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from archibald_pgq.domain.operations import KIND_PATTERN
-from archibald_pgq.errors import InvalidJobError
+from archibald_pgq.domain.states import State
+from archibald_pgq.errors import InvalidJobError, UnknownJobError
 
 MAX_JSON_BYTES = 1_048_576
+MAX_DEPTH = 200
+"""Levels of nesting; far below what overflows the stack of a JSON parser, in a worker or in the server."""
 MAX_USER_ID = 200
 MAX_KEY = 200
 MAX_DELAY = 10 * 365 * 86400.0
+MAX_ID = 2**63 - 1
+MAX_LIMIT = 10_000
 
 
 def _text(name: str, value: object, longest: int) -> str:
@@ -65,44 +70,83 @@ def check_delay(value: object) -> float:
     return float(value)
 
 
+def check_job_id(value: object) -> int:
+    """Return the id, or raise UnknownJobError: what is no id is the id of no job."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ID:
+        raise UnknownJobError(f"there is no job {value!r}; a job's id is a whole number from 1 to {MAX_ID}")
+    return value
+
+
+def check_limit(value: object) -> int:
+    """Return the length of a list, or raise InvalidJobError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_LIMIT:
+        raise InvalidJobError(f"limit must be a whole number from 1 to {MAX_LIMIT}")
+    return value
+
+
+def check_state(value: object) -> State:
+    """Return the state, or raise InvalidJobError."""
+    if not isinstance(value, str) or value not in set(State):
+        raise InvalidJobError(f"state must be one of {', '.join(State)}")
+    return State(value)
+
+
 def to_json(value: object, what: str = "payload") -> str:
-    """Return `value` as JSON text that Postgres can store.
+    """Return `value` as JSON text that Postgres can store and every worker can read.
 
     Raises:
-        InvalidJobError: it is no JSON, has NaN, infinity, NUL or a lone surrogate, or is over 1 MB.
+        InvalidJobError: it is no JSON, has NaN, infinity, NUL or a lone surrogate, is nested deeper than 200 levels, or is over 1 MB.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except RecursionError:
-        raise InvalidJobError(f"the {what} is nested too deeply to be stored as JSON") from None
+        raise _too_deep(what) from None
     except (TypeError, ValueError) as error:
         raise InvalidJobError(f"the {what} cannot be stored as JSON: {error}") from None
-    if "\\u0000" in text and _has_nul(value):
-        raise InvalidJobError(f"the {what} holds a NUL character, which Postgres cannot store; remove it")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise InvalidJobError(f"the {what} holds a lone surrogate, which Postgres cannot store; remove it") from None
     if size > MAX_JSON_BYTES:
         raise InvalidJobError(f"the {what} is {size} bytes as JSON; at most {MAX_JSON_BYTES} (1 MB) are kept")
+    if (
+        "\\u0000" in text or text.count("{") + text.count("[") > MAX_DEPTH
+    ):  # either may be harmless; few texts get this far
+        for part, depth in _parts(value):
+            if depth > MAX_DEPTH:
+                raise _too_deep(what)
+            if isinstance(part, str) and "\x00" in part:
+                raise InvalidJobError(f"the {what} holds a NUL character, which Postgres cannot store; remove it")
     return text
 
 
-def _has_nul(value: object) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, Mapping):
-        return any(_has_nul(part) for pair in value.items() for part in pair)
-    if isinstance(value, list | tuple):
-        return any(_has_nul(part) for part in value)
-    return False
+def _too_deep(what: str) -> InvalidJobError:
+    return InvalidJobError(f"the {what} is nested too deeply; at most {MAX_DEPTH} levels are kept")
+
+
+def _parts(value: object) -> Iterator[tuple[object, int]]:
+    """Yield each value and key in `value`, itself first, with the number of objects and lists around it; never recurses."""
+    waiting: list[tuple[object, int]] = [(value, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        yield part, depth
+        if isinstance(part, Mapping):
+            waiting.extend((inner, depth + 1) for pair in part.items() for inner in pair)
+        elif isinstance(part, list | tuple):
+            waiting.extend((inner, depth + 1) for inner in part)
 
 
 def check_payload(value: object) -> str:
     """Return the payload as JSON text, or raise InvalidJobError; it must be a JSON object with text keys."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, Mapping):
         raise InvalidJobError('the payload must be a JSON object, such as {"order": 7}')
-    return to_json(dict(value))
+    text = to_json(dict(value))
+    for part, _ in _parts(value):
+        # json would turn 1 into "1" and None into "null": the handler would not get what was given
+        if isinstance(part, Mapping) and not all(isinstance(key, str) for key in part):
+            key = next(key for key in part if not isinstance(key, str))
+            raise InvalidJobError(f"the payload has the key {key!r}; the keys of a JSON object are texts")
+    return text
 
 
 def parse_payload(text: str) -> dict[str, Any]:
@@ -116,7 +160,7 @@ def parse_payload(text: str) -> dict[str, Any]:
     except InvalidJobError:
         raise
     except RecursionError:
-        raise InvalidJobError("the payload is nested too deeply to be stored as JSON") from None
+        raise _too_deep("payload") from None
     except ValueError as error:
         raise InvalidJobError(f"the payload is no JSON: {error}") from None
     check_payload(value)

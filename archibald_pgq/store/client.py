@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.operations import Policy
 from archibald_pgq.domain.payload import MAX_JSON_BYTES
-from archibald_pgq.errors import DatabaseError, InvalidJobError, SchemaError, UnknownKindError
+from archibald_pgq.errors import ConfigError, DatabaseError, InvalidJobError, SchemaError, UnknownKindError
 from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
 from archibald_pgq.store.dsn import redacted, with_options
-from archibald_pgq.store.migrations import MEND
+from archibald_pgq.store.migrations import MEND, NO_SCHEMA, REVISION, judge
 from archibald_pgq.store.reads import to_record
 
 CallerConnection = psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession
@@ -42,16 +42,19 @@ _PROGRESS = """
 UPDATE archibald.jobs SET progress = %(percent)s, progress_label = %(label)s
  WHERE id = %(job)s AND state = 'running' AND worker_id = %(worker)s
 """
-_DECLARE = """
+_POLICY = """
 INSERT INTO archibald.operations AS o (kind, class, priority, timeout_s, max_attempts, backoff, backoff_s, idempotent)
 VALUES (%(kind)s, %(class)s, %(priority)s, %(timeout)s, %(max_attempts)s, %(backoff)s, %(backoff_s)s, %(idempotent)s)
-ON CONFLICT (kind) DO UPDATE
+ON CONFLICT (kind) DO
+"""
+_DECLARE_DEFAULT = f"{_POLICY} NOTHING"
+_DECLARE = f"""{_POLICY} UPDATE
    SET class = excluded.class, priority = excluded.priority, timeout_s = excluded.timeout_s, max_attempts = excluded.max_attempts,
        backoff = excluded.backoff, backoff_s = excluded.backoff_s, idempotent = excluded.idempotent
  WHERE (o.class, o.priority, o.timeout_s, o.max_attempts, o.backoff, o.backoff_s, o.idempotent) IS DISTINCT FROM
        (excluded.class, excluded.priority, excluded.timeout_s, excluded.max_attempts, excluded.backoff, excluded.backoff_s,
         excluded.idempotent)
-"""
+"""  # noqa: S608  # both parts are constants
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 _DEFAULT_WINDOW = 30.0
 
@@ -71,7 +74,8 @@ def engine_for(dsn: str) -> AsyncEngine:
 async def fetch(connection: CallerConnection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Run one statement (psycopg placeholders) on whichever sort of connection; return its rows."""
     if isinstance(connection, psycopg.AsyncConnection):
-        async with connection.cursor(row_factory=tuple_row) as cursor:
+        # not connection.cursor(): the caller may have set a cursor factory with other placeholders
+        async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
             await cursor.execute(sql, params)
             return await cursor.fetchall() if cursor.description else []
     if isinstance(connection, AsyncSession):
@@ -103,12 +107,38 @@ class Client:
 
         Raises:
             DatabaseError, SchemaError, InvalidJobError, UnknownKindError: see `archibald_pgq.errors`.
+            psycopg.Error, sqlalchemy.exc.DBAPIError: on a caller's connection also what is the caller's to handle, such as a
+                serialization failure.
         """
-        with self._translated():
-            if connection is not None:
+        if connection is not None:
+            if not isinstance(connection, psycopg.AsyncConnection | AsyncConnection | AsyncSession):
+                raise ConfigError(
+                    "connection must be a psycopg AsyncConnection or SQLAlchemy AsyncConnection or AsyncSession, "
+                    f"not {type(connection).__module__}.{type(connection).__qualname__}"
+                )
+            with self._translated(ours=False):
                 return await fetch(connection, sql, params)
+        with self._translated(ours=True):
             async with self.engine.connect() as own:
                 return await fetch(own, sql, params)
+
+    async def check(self) -> None:
+        """Refuse a schema that this code cannot work on.
+
+        Raises:
+            DatabaseError, SchemaError: see `store.migrations.check`.
+        """
+        with self._translated(ours=True):
+            async with self.engine.connect() as own:
+                try:
+                    rows = await fetch(own, REVISION, {})
+                except DBAPIError as error:
+                    if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                        return  # a role that may only enqueue: what it does next will tell
+                    if not isinstance(error.orig, NO_SCHEMA):
+                        raise
+                    rows = []
+        judge(rows[0] if rows else None, self.dsn)
 
     async def records(self, query: Select[Any]) -> list[JobRecord]:
         """Return the jobs that a query of `store.reads` selects.
@@ -116,19 +146,24 @@ class Client:
         Raises:
             DatabaseError, SchemaError: see `archibald_pgq.errors`.
         """
-        with self._translated():
+        with self._translated(ours=True):
             async with self.engine.connect() as own:
                 return [to_record(row) for row in await own.execute(query)]
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, *, ours: bool) -> Iterator[None]:
         try:
             yield
         except (psycopg.Error, DBAPIError) as error:
             translated = self._translate(error)
+            if translated is None and ours:
+                reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[:1]
+                translated = DatabaseError(f"the database at {redacted(self.dsn)} refuses: {' '.join(reason)}")
             if translated is None:
                 raise
             raise translated from error
+        except UnicodeEncodeError as error:
+            raise InvalidJobError("a text holds a lone surrogate, which Postgres cannot store; remove it") from error
 
     def _translate(self, error: psycopg.Error | DBAPIError) -> Exception | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -149,6 +184,8 @@ class Client:
                 return SchemaError(f"there is no usable schema archibald at {redacted(self.dsn)}; {MEND}")
             case "42501":
                 return DatabaseError(f"the database at {redacted(self.dsn)} refuses: {message}")
+            case str() if state[:2] in {"22", "54"}:
+                return InvalidJobError(f"the database cannot take this: {message}")
             case None if isinstance(cause, psycopg.OperationalError):
                 return unreachable(self.dsn, cause)
             case str() if state[:2] in {"08", "28", "3D", "53", "57"} and isinstance(cause, psycopg.Error):
@@ -191,11 +228,17 @@ class Client:
         """Record how far a running job of this worker is."""
         await self.run(_PROGRESS, {"job": job_id, "worker": worker_id, "percent": percent, "label": label})
 
-    async def declare(self, kind: str, policy: Policy) -> None:
-        """Write the policy of a kind that an app declares itself; does nothing where it is the same already."""
+    async def declare(self, kind: str, policy: Policy, *, default: bool = False) -> None:
+        """Write the policy of a kind that an app declares itself; does nothing where it is the same already.
+
+        Args:
+            kind: the kind.
+            policy: its policy.
+            default: it is only what a kind gets that has none: a row that is there stays as it is.
+        """
         backoff = policy.backoff
         await self.run(
-            _DECLARE,
+            _DECLARE_DEFAULT if default else _DECLARE,
             {
                 "kind": kind,
                 "class": policy.job_class.value,

@@ -64,7 +64,10 @@ def server_refuses(conninfo: str, error: psycopg.Error) -> bool:
 
 def unreachable(dsn: str, error: psycopg.Error) -> DatabaseError:
     """Return the error for a person: which database, why, and what to do."""
-    lines = str(error).strip().splitlines() or ["no answer"]
+    # libpq's hints ("Is the server running…") are indented; of several addresses the last one's reason is told
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(("\t", "DETAIL", "HINT"))] or [
+        "no answer"
+    ]
     reason = lines[-1].split("FATAL:")[-1].split("failed: ")[-1].strip()
     return DatabaseError(
         f"the database at {redacted(dsn)} cannot be used: {reason}; check ARCHIBALD_DATABASE_URL and that it is up"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 
-from psycopg import ProgrammingError
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archibald_pgq.errors import ConfigError
 
 _SCHEMES = re.compile(r"^(postgres|postgresql|postgresql\+psycopg)://")
+_ANY_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://")
+_PORTS = re.compile(r"[0-9]*(,[0-9]*)*")
+_UNREADABLE = (
+    "the database URL cannot be read; write it as postgresql://user:password@host:port/database "
+    "and percent-encode special characters of the password"
+)
 
 
 def to_libpq(dsn: str) -> str:
@@ -20,18 +26,23 @@ def to_libpq(dsn: str) -> str:
     Raises:
         ConfigError: it is none of these. The message does not repeat the text: it may hold a password.
     """
-    if "://" in dsn and not _SCHEMES.match(dsn):
-        scheme = dsn.split("://", 1)[0]
-        raise ConfigError(f"the database URL starts with {scheme[:20]!r}; use postgresql://user@host:port/database")
+    scheme = _ANY_SCHEME.match(dsn)
+    if scheme and not _SCHEMES.match(dsn):
+        raise ConfigError(f"the database URL starts with {scheme[1]!r}; use postgresql://user@host:port/database")
     plain = _SCHEMES.sub("postgresql://", dsn)
     try:
-        conninfo_to_dict(plain)
-    except ProgrammingError:
-        raise ConfigError(
-            "the database URL cannot be read; write it as postgresql://user:password@host:port/database "
-            "and percent-encode special characters of the password"
-        ) from None
+        parts = conninfo_to_dict(plain)
+    except (psycopg.Error, UnicodeEncodeError):  # which error it is differs between versions of psycopg
+        raise ConfigError(_UNREADABLE) from None
+    if scheme and _misread(plain, str(parts.get("host") or ""), str(parts.get("port") or "")):
+        raise ConfigError(_UNREADABLE)
     return plain
+
+
+def _misread(url: str, host: str, port: str) -> bool:
+    """True where a password holds a bare '@' or '/': libpq takes its rest for the host, port or database, which messages name."""
+    path = url.removeprefix("postgresql://").partition("/")[2].partition("?")[0]
+    return "@" in path or ("@" in host[1:] and host[0] != "/") or not _PORTS.fullmatch(port)
 
 
 def with_options(dsn: str, **options: str | int) -> str:

@@ -6,17 +6,15 @@ anything; `upgrade` is `alembic upgrade head` with the top-level `alembic.ini`.
 
 from __future__ import annotations
 
-import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
 
 from archibald_pgq.errors import DatabaseError, SchemaError
-from archibald_pgq.store.dsn import redacted, to_libpq
+from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
+from archibald_pgq.store.dsn import redacted, with_options
 
 CODE_REVISION = "0001"
 """The schema revision that this code was written for."""
@@ -27,6 +25,15 @@ ALEMBIC_INI = next(path for path in (_PACKAGE / "alembic.ini", _PACKAGE.parent /
 
 MEND = "run `archibald-pgq migrate`"
 
+REVISION = """
+SELECT v.version_num, r.oldest_code
+  FROM archibald.alembic_version v LEFT JOIN archibald.schema_revisions r ON r.revision = v.version_num
+ ORDER BY v.version_num DESC LIMIT 1
+"""
+"""The database's revision and the oldest code that it serves; where there is no schema it fails with one of `NO_SCHEMA`."""
+
+NO_SCHEMA = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
+
 
 def upgrade(dsn: str) -> None:
     """Bring the database at `dsn` to this code's schema; does nothing where it is already there.
@@ -35,6 +42,11 @@ def upgrade(dsn: str) -> None:
         DatabaseError: it cannot be reached, or refuses (for instance, no right to create a schema).
         SchemaError: it was migrated by newer code.
     """
+    # Imported here: Alembic is slow to import, and most commands have nothing to migrate.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
+
     config = Config(str(ALEMBIC_INI), stdout=io.StringIO())
     config.attributes["dsn"] = dsn
     try:
@@ -44,16 +56,18 @@ def upgrade(dsn: str) -> None:
             f"the schema archibald at {redacted(dsn)} is newer than this code; upgrade archibald-pgq"
         ) from None
     except psycopg.Error as error:
-        raise DatabaseError(_sentence(dsn, error)) from None
+        raise _refused(dsn, error) from None
     except Exception as error:
         cause = getattr(error, "orig", None)  # SQLAlchemy wraps the driver's error
         if isinstance(cause, psycopg.Error):
-            raise DatabaseError(_sentence(dsn, cause)) from None
+            raise _refused(dsn, cause) from None
         raise
 
 
-def _sentence(dsn: str, error: psycopg.Error) -> str:
-    return f"the database at {redacted(dsn)} cannot be migrated: {str(error).strip().splitlines()[0]}"
+def _refused(dsn: str, error: psycopg.Error) -> DatabaseError:
+    if isinstance(error, psycopg.OperationalError):
+        return unreachable(dsn, error)
+    return DatabaseError(f"the database at {redacted(dsn)} cannot be migrated: {str(error).strip().splitlines()[0]}")
 
 
 def check(connection: psycopg.Connection, dsn: str) -> None:
@@ -62,32 +76,51 @@ def check(connection: psycopg.Connection, dsn: str) -> None:
     Raises:
         SchemaError: it is missing, older, or newer and no longer serves this code; the message names the mend.
     """
-    found = None
-    with contextlib.suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        found = connection.execute("SELECT max(version_num) FROM archibald.alembic_version").fetchone()
-    revision = found[0] if found else None
-    if revision is None:
+    judge(_revision(connection), dsn)
+
+
+def judge(found: tuple[Any, ...] | None, dsn: str) -> None:
+    """Refuse what `REVISION` found (None: nothing), as `check` does.
+
+    Raises:
+        SchemaError: see `check`.
+    """
+    if found is None:
         raise SchemaError(f"there is no schema archibald at {redacted(dsn)}; {MEND}")
+    revision, oldest_code = found
     if revision < CODE_REVISION:
         raise SchemaError(
             f"the schema archibald at {redacted(dsn)} is at revision {revision}, this code needs {CODE_REVISION}; {MEND}"
         )
-    if revision > CODE_REVISION:
-        row = connection.execute(
-            "SELECT oldest_code FROM archibald.schema_revisions WHERE revision = %s", (revision,)
-        ).fetchone()
-        if row is None or row[0] > CODE_REVISION:
-            raise SchemaError(
-                f"the schema archibald at {redacted(dsn)} is at revision {revision} and no longer serves this code "
-                f"(revision {CODE_REVISION}); upgrade archibald-pgq"
-            )
+    if not _serves(revision, oldest_code):
+        raise SchemaError(
+            f"the schema archibald at {redacted(dsn)} is at revision {revision} and no longer serves this code "
+            f"(revision {CODE_REVISION}); upgrade archibald-pgq"
+        )
+
+
+def _serves(revision: str, oldest_code: str | None) -> bool:
+    return revision == CODE_REVISION or (
+        revision > CODE_REVISION and oldest_code is not None and oldest_code <= CODE_REVISION
+    )
+
+
+def _revision(connection: psycopg.Connection) -> tuple[Any, ...] | None:
+    try:
+        return connection.execute(REVISION).fetchone()
+    except NO_SCHEMA:
+        return None
 
 
 def ready(dsn: str) -> bool:
-    """True if the database is at exactly this code's revision, so that `upgrade` has nothing to do."""
-    with psycopg.connect(to_libpq(dsn), autocommit=True) as connection:
-        try:
-            row = connection.execute("SELECT max(version_num) FROM archibald.alembic_version").fetchone()
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-            return False
-    return row is not None and row[0] == CODE_REVISION
+    """True if this code works on the database as it is, so that `upgrade` has nothing to do.
+
+    Raises:
+        DatabaseError: it cannot be reached.
+    """
+    try:
+        with psycopg.connect(with_options(dsn, connect_timeout=CONNECT_TIMEOUT), autocommit=True) as connection:
+            found = _revision(connection)
+    except psycopg.OperationalError as error:
+        raise unreachable(dsn, error) from None
+    return found is not None and _serves(*found)

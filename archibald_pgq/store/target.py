@@ -14,7 +14,7 @@ from archibald_pgq.config import Settings
 from archibald_pgq.errors import DatabaseError
 from archibald_pgq.store import embedded, migrations
 from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
-from archibald_pgq.store.dsn import to_libpq, with_options
+from archibald_pgq.store.dsn import redacted, to_libpq, with_options
 
 
 class Target:
@@ -100,4 +100,5 @@ def check_target(target: Target) -> None:
     except psycopg.OperationalError as error:
         raise unreachable(target.dsn, error) from None
     except psycopg.Error as error:
-        raise DatabaseError(str(error).strip().splitlines()[0]) from None
+        reason = str(error).strip().splitlines()[0]
+        raise DatabaseError(f"the database at {redacted(target.dsn)} refuses: {reason}") from None

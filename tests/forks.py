@@ -1,0 +1,56 @@
+"""Run by `tests.commands.together`: reads command lines as JSON, runs `archibald-pgq` for each in a fork, writes what they came to."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import tempfile
+import traceback
+from typing import Any, NoReturn
+
+from archibald_pgq.cli import main
+
+
+def child(one: dict[str, Any], files: list[Any]) -> NoReturn:
+    """Be the command."""
+    code = 1
+    try:
+        for number, file in enumerate(files):
+            os.dup2(file.fileno(), number)
+        os.chdir(one["cwd"])
+        os.environ.clear()
+        os.environ.update(one["env"])
+        sys.path[0] = one["cwd"]  # as with `python -m`
+        sys.argv = ["archibald-pgq", *one["arguments"]]
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001  # what the interpreter does with it
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(one: dict[str, Any]) -> tuple[int, str, str]:
+    """Run one command to its end."""
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        stdin.write(base64.b64decode(one["stdin"]))
+        stdin.seek(0)
+        pid = os.fork()
+        if pid == 0:
+            child(one, [stdin, out, err])
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+        return code, texts[0], texts[1]
+
+
+if __name__ == "__main__":
+    print(json.dumps([run(one) for one in json.load(sys.stdin)]))  # noqa: T201  # to the one that started it
