@@ -142,8 +142,10 @@ def five_jobs(database: str) -> dict[str, int]:
         database,
         "WITH gone AS (DELETE FROM archibald.jobs WHERE id = ANY (%s) RETURNING *) INSERT INTO archibald.job_history (id, user_id, kind, "
         "class, state, priority, run_after, requeue_count, losses, attempt, max_attempts, payload, created_at, waiting_since, error) "
-        "SELECT id, user_id, kind, class, 'failed', priority, run_after, 0, 0, 1, 1, payload, created_at, waiting_since, %s FROM gone",
+        "SELECT id, user_id, kind, class, 'failed', priority, run_after, 0, 0, 1, 1, payload, created_at, waiting_since, "
+        "CASE user_id WHEN 'alice' THEN %s ELSE %s END FROM gone",
         [made["b"], made["d"]],
+        "long " * 100,
         "ValueError: [red]no[/]\n:bug:",
     )
     rows(
@@ -174,7 +176,7 @@ def test_job_shows_a_job_with_the_columns_of_all_jobs(database: str, five_jobs: 
     assert list(record) == JOB_KEYS
     assert (record["state"], record["error"], record["payload"]) == (
         "failed",
-        "ValueError: [red]no[/]\n:bug:",
+        "long " * 100,
         {"name": "b"},
     )
     (expected,) = rows(
