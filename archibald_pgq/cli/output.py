@@ -41,7 +41,15 @@ def as_json(record: JobRecord) -> dict[str, Any]:
 
 
 def _time(value: datetime | None) -> str:
-    return "" if value is None else value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if value is None:
+        return ""
+    try:
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (
+        OverflowError,
+        ValueError,
+    ):  # the first or the last date that there is, shifted out of the calendar by this time zone
+        return value.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _state(record: JobRecord) -> Text:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
+from psycopg.abc import Buffer
 from psycopg.rows import tuple_row
+from psycopg.types.datetime import TimestamptzLoader
 from sqlalchemy import Select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -59,12 +62,29 @@ _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 _DEFAULT_WINDOW = 30.0
 
 
+FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
+LAST_TIME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+
+
+class _TimeLoader(TimestamptzLoader):
+    """Reads what Python has no date for as the first or the last that it has: a run_after of 'infinity' parks a job, and must be seen."""
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            past = bytes(data).startswith(b"-") or bytes(data).endswith(b"BC")
+            return FIRST_TIME if past else LAST_TIME
+
+
 def engine_for(dsn: str) -> AsyncEngine:
     """Return a pool of autocommit connections to `dsn`; nothing is opened yet."""
     conninfo = with_options(dsn, application_name="archibald-pgq client", connect_timeout=CONNECT_TIMEOUT)
 
     async def connect() -> psycopg.AsyncConnection[Any]:
-        return await psycopg.AsyncConnection.connect(conninfo)
+        connection = await psycopg.AsyncConnection.connect(conninfo)
+        connection.adapters.register_loader("timestamptz", _TimeLoader)
+        return connection
 
     return create_async_engine(
         "postgresql+psycopg://", async_creator=connect, isolation_level="AUTOCOMMIT", pool_pre_ping=True, pool_size=5

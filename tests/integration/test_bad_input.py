@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from archibald_pgq import Archibald, InvalidJobError, SchemaError, UnknownJobError, UnknownKindError
 from archibald_pgq.errors import ConfigError, DatabaseError
+from archibald_pgq.store import migrations
 from tests.commands import Ended, call, command, fingerprint, together
 from tests.support import Look, Stage, working
 
@@ -286,6 +287,7 @@ async def test_a_newer_schema_that_no_longer_serves_this_code_is_refused(
 
 async def test_a_newer_schema_that_still_serves_this_code_is_used(database: str, look: Look) -> None:
     await revise(look, "0002", "0001")
+    assert migrations.ready(database)
     stage = Stage(hold=False)
     async with Archibald(database) as app:
         stage.register(app, "submit-order")
@@ -299,6 +301,7 @@ async def test_an_older_schema_is_refused_with_the_command_that_mends_it(
     database: str, look: Look, tmp_path: Path
 ) -> None:
     await revise(look, "0000", "0000")
+    assert not migrations.ready(database)
     for one in every_command(database, tmp_path):
         assert re.fullmatch(
             f"the schema archibald at .* is at revision 0000, this code needs 0001; {MEND}", one.refused()

@@ -142,8 +142,10 @@ def five_jobs(database: str) -> dict[str, int]:
         database,
         "WITH gone AS (DELETE FROM archibald.jobs WHERE id = ANY (%s) RETURNING *) INSERT INTO archibald.job_history (id, user_id, kind, "
         "class, state, priority, run_after, requeue_count, losses, attempt, max_attempts, payload, created_at, waiting_since, error) "
-        "SELECT id, user_id, kind, class, 'failed', priority, run_after, 0, 0, 1, 1, payload, created_at, waiting_since, %s FROM gone",
+        "SELECT id, user_id, kind, class, 'failed', priority, run_after, 0, 0, 1, 1, payload, created_at, waiting_since, "
+        "CASE user_id WHEN 'alice' THEN %s ELSE %s END FROM gone",
         [made["b"], made["d"]],
+        "long " * 100,
         "ValueError: [red]no[/]\n:bug:",
     )
     rows(
@@ -174,7 +176,7 @@ def test_job_shows_a_job_with_the_columns_of_all_jobs(database: str, five_jobs: 
     assert list(record) == JOB_KEYS
     assert (record["state"], record["error"], record["payload"]) == (
         "failed",
-        "ValueError: [red]no[/]\n:bug:",
+        "long " * 100,
         {"name": "b"},
     )
     (expected,) = rows(
@@ -192,6 +194,20 @@ def test_job_shows_a_job_with_the_columns_of_all_jobs(database: str, five_jobs: 
     assert table["state"] == "failed"
     assert table["payload"] == '{"name": "d"}'
     assert table["error"] == "ValueError: [red]no[/]"
+
+
+def test_times_that_python_has_no_date_for_are_shown_as_the_last_and_the_first(database: str) -> None:
+    """A run_after of 'infinity' is a way to park a job with SQL; it must not make the list unreadable."""
+    for time in ("infinity", "-infinity", "294000-01-01", "4000-01-01 BC"):
+        rows(
+            database, "INSERT INTO archibald.jobs (user_id, kind, run_after) VALUES ('alice', 'submit-order', %s)", time
+        )
+    listed = printed(command("jobs", "--json", database=database))
+    last, first = "9999-12-31T23:59:59.999999+00:00", "0001-01-01T00:00:00+00:00"
+    assert [record["run_after"] for record in listed] == [first, last, first, last]
+    ended = together(call("job", str(job), database=database, env={"TZ": "UTC-2"}) for job in (1, 3))
+    assert [one.code for one in ended] == [0, 0]
+    assert re.search(r"^not before +9999-12-31 23:59:59", ended[0].out, re.MULTILINE)
 
 
 def test_json_is_ascii_where_the_output_can_take_no_more(database: str) -> None:
