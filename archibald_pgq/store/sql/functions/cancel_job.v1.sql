@@ -27,7 +27,7 @@ BEGIN
          idempotency_key, payload, progress, progress_label, 'cancelled on request', worker_id, created_at, waiting_since, started_at
     FROM gone;
   IF v_lane.state <> 'running' THEN
-    PERFORM archibald.refresh_lanes(ARRAY[v_lane.id]);
+    PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);    -- this may be a caller's long transaction
   END IF;
   RETURN 'cancelled';
 END $$;
