@@ -2,7 +2,7 @@
 -- worker stops it within a second), the terminal state of a finished job, or NULL for an unknown id.
 -- Lock order: lane, job, history.
 CREATE FUNCTION archibald.cancel_job(p_job bigint) RETURNS text
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_agent  bigint;
   v_lane   record;

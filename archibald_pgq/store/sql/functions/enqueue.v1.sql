@@ -60,7 +60,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION archibald.jobs_before_insert() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
   v_op       archibald.operations%ROWTYPE;
   v_lane     record;

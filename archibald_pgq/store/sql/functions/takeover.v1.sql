@@ -5,7 +5,7 @@
 -- One that is in a turn just now is passed over: the turn ends, or its frozen client keeps it open; then, after a second lease, it is
 -- fenced all the same, and end_fenced_backends() ends that turn.
 CREATE FUNCTION archibald.fence_stale_workers(p_me bigint) RETURNS TABLE (worker bigint, host text, pid integer)
-LANGUAGE sql AS $$
+LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$
   WITH stale AS MATERIALIZED (
     SELECT w.id, w.beat < clock_timestamp() - 2 * make_interval(secs => w.lease_s) AS long
       FROM archibald.workers w
@@ -40,7 +40,7 @@ $$;
 -- A row that a caller holds is an error of its lane: NOWAIT, because 100 waits of a lock_timeout would be spent holding 100 lanes.
 -- Lock order: lane, job, history.
 CREATE FUNCTION archibald.release_fenced_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, job bigint, fate text)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_lane  record;
@@ -98,7 +98,7 @@ END $$;
 -- All of it, and without a row lock: a lane that is left out, because a caller holds it or there are many, would be taken for lost, and its
 -- handler stopped. Only a takeover changes an owned lane, and that ends this session's part anyway.
 CREATE FUNCTION archibald.retake(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, jobs bigint[], got boolean)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
   RETURN QUERY

@@ -121,13 +121,17 @@ BEGIN
 END $$;
 
 -- p_look: look again at lanes in doubt, ended pauses and foreign locks (once a second, and when an unlock was announced).
+-- Every statement in here finds a bounded number of rows by an index, one after the other, whatever the statistics say. A plan that was
+-- made while the queue was nearly empty, or before the first ANALYZE, scans the whole table in each turn when 200,000 jobs come in at
+-- once, and stays until autovacuum has looked: so the other kinds of plan are ruled out (and jit, which takes their cost at face value).
 -- The row `next` says in how many seconds something will become due that no NOTIFY announces; fenced: this worker is no longer one.
 CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[], p_results text[],
                                p_errors text[], p_delays double precision[], p_want integer, p_look boolean)
 RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
                payload jsonb, requeue_count integer, delay_s double precision, timeout_s double precision, backoff text,
                backoff_s double precision, idempotent boolean)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_kinds      text[];

@@ -19,10 +19,13 @@ BEGIN
     SELECT j.user_id FROM archibald.jobs j
      WHERE j.wake AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.user_id = j.user_id)
      ORDER BY j.id LIMIT p_limit) AS w;
-  -- in the order of user_id, so that two workers that adopt at once cannot deadlock
-  INSERT INTO archibald.agents (user_id, lock_key)
-  SELECT u, archibald.lock_key(u) FROM unnest(v_users) AS u ORDER BY u
-  ON CONFLICT (user_id) DO NOTHING;
+  -- One worker adopts at a time: two that insert the same agent would wait for each other's turn, and a frozen one would stop all.
+  -- In the order of user_id, for others who create agents.
+  IF v_users IS NOT NULL AND pg_try_advisory_xact_lock(1095910216, 1001) THEN
+    INSERT INTO archibald.agents (user_id, lock_key)
+    SELECT u, archibald.lock_key(u) FROM unnest(v_users) AS u ORDER BY u
+    ON CONFLICT (user_id) DO NOTHING;
+  END IF;
   SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents FROM (
     SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
      WHERE j.wake ORDER BY j.id LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED) AS w;
