@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archibald_pgq.errors import DatabaseError
 from archibald_pgq.store.dsn import redacted, to_libpq, with_options
@@ -21,7 +22,14 @@ CONNECT_TIMEOUT = 5
 def worker_options(dsn: str, name: str, lease: float) -> str:
     """Return the conninfo for a connection of a worker that must notice a dead peer well within `lease` seconds."""
     dead_after = max(int(lease * 1000 / 3), 500)
-    return with_options(
+    # Not what the role or the database may set: each statement of a turn must see what was committed before it, a turn of a millisecond
+    # gains nothing from a compiler, and options in the DSN come on top of these instead of replacing them.
+    options = (
+        f"{conninfo_to_dict(to_libpq(dsn)).get('options') or ''} -c lock_timeout=200ms -c jit=off"
+        f" -c default_transaction_isolation=read\\ committed -c tcp_user_timeout={dead_after}"
+        " -c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1"
+    )
+    conninfo = with_options(
         dsn,
         application_name=f"archibald-pgq {name}",
         connect_timeout=max(2, int(lease / 3)),
@@ -29,8 +37,8 @@ def worker_options(dsn: str, name: str, lease: float) -> str:
         keepalives_idle=1,
         keepalives_interval=1,
         keepalives_count=max(1, dead_after // 1000),
-        options=f"-c lock_timeout=200ms -c tcp_user_timeout={dead_after} -c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1",
     )
+    return make_conninfo(conninfo, options=options.strip())
 
 
 async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:

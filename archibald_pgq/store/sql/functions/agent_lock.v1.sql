@@ -53,6 +53,8 @@ BEGIN
 END $$;
 
 -- The one place that ends a requeue's backoff early. Callers have locked the lanes.
+-- The jobs are looked for in all these lanes, also where no backoff is left: a better job that ran meanwhile has ended the lane's, and the
+-- job that was refused still says that it waits.
 CREATE FUNCTION archibald.end_requeue(p_lanes bigint[]) RETURNS SETOF text
 LANGUAGE sql AS $$
   WITH lane AS (
@@ -63,7 +65,7 @@ LANGUAGE sql AS $$
   ), job AS (
     UPDATE archibald.jobs SET run_after = now(), wait_reason = NULL
      WHERE id IN (SELECT j.id FROM archibald.jobs j
-                   WHERE j.agent_id IN (SELECT id FROM lane) AND j.state = 'queued' AND j.wait_reason = 'requeue'
+                   WHERE j.agent_id = ANY (p_lanes) AND j.state = 'queued' AND j.wait_reason = 'requeue'
                    FOR NO KEY UPDATE SKIP LOCKED)
   )
   SELECT user_id FROM lane

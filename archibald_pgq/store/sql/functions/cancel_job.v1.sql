@@ -2,7 +2,7 @@
 -- worker stops it within a second), the terminal state of a finished job, or NULL for an unknown id.
 -- Lock order: lane, job, history.
 CREATE FUNCTION archibald.cancel_job(p_job bigint) RETURNS text
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_agent  bigint;
   v_lane   record;
@@ -27,7 +27,7 @@ BEGIN
          idempotency_key, payload, progress, progress_label, 'cancelled on request', worker_id, created_at, waiting_since, started_at
     FROM gone;
   IF v_lane.state <> 'running' THEN
-    PERFORM archibald.refresh_lanes(ARRAY[v_lane.id]);
+    PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);    -- this may be a caller's long transaction
   END IF;
   RETURN 'cancelled';
 END $$;

@@ -9,6 +9,12 @@ LANGUAGE plpgsql AS $$
 DECLARE
   v_key archibald.idempotency_keys%ROWTYPE;
 BEGIN
+  -- A live job has it: the answer, without a lock. A caller that enqueues a duplicate and goes on for an hour then delays nobody.
+  SELECT k.* INTO v_key FROM archibald.idempotency_keys k JOIN archibald.jobs j ON j.id = k.job_id
+   WHERE k.user_id = p_user_id AND k.key = p_key;
+  IF FOUND THEN
+    RETURN v_key.job_id;
+  END IF;
   LOOP
     INSERT INTO archibald.idempotency_keys (user_id, key, job_id, job_created_at, expires_at)
     VALUES (p_user_id, p_key, p_job, p_created_at, p_created_at + p_window)
@@ -54,7 +60,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION archibald.jobs_before_insert() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
   v_op       archibald.operations%ROWTYPE;
   v_lane     record;
@@ -79,12 +85,18 @@ BEGIN
   NEW.max_attempts := v_op.max_attempts;
   NEW.payload := coalesce(NEW.payload, '{}');
   NEW.run_after := coalesce(NEW.run_after, v_now);
+  -- 'infinity' and years that no client can read would break those who look at the queue, and who calculate with it
+  IF NEW.run_after NOT BETWEEN '0001-01-02Z' AND '9999-12-30Z' THEN
+    RAISE EXCEPTION 'run_after must be a time in the years 1 to 9999' USING ERRCODE = 'AQ002';
+  END IF;
+  NEW.created_at := v_now;                     -- decides about the partition and the key's window: not the caller's to choose
   NEW.due := NEW.run_after <= v_now;
   NEW.wait_reason := CASE WHEN NOT NEW.due THEN 'delay' END;
   NEW.waiting_since := greatest(NEW.run_after, v_now);
   NEW.state := 'queued';
   NEW.attempt := 0;
   NEW.losses := 0;
+  NEW.requeue_count := 0;
   NEW.agent_id := NULL;
   NEW.worker_id := NULL;
   NEW.started_at := NULL;
@@ -98,13 +110,20 @@ BEGIN
     END IF;
   END IF;
   IF NEW.class = 'sync' THEN
-    v_twin := archibald.queued_sync(NEW.user_id, NEW.kind);
-    IF v_twin IS NOT NULL THEN
+    LOOP
+      v_twin := archibald.queued_sync(NEW.user_id, NEW.kind);
+      EXIT WHEN v_twin IS NULL;
+      IF NEW.idempotency_key IS NULL THEN
+        RETURN NULL;
+      END IF;
       UPDATE archibald.idempotency_keys k SET job_id = j.id, job_created_at = j.created_at
         FROM archibald.jobs j
        WHERE j.id = v_twin AND k.user_id = NEW.user_id AND k.key = NEW.idempotency_key;
-      RETURN NULL;
-    END IF;
+      IF FOUND THEN
+        RETURN NULL;
+      END IF;
+      -- the twin has run and gone meanwhile: were the key left as it is, it would name a job that never was
+    END LOOP;
   END IF;
 
   -- From here until the caller commits nobody may call this agent's lane empty.
@@ -113,11 +132,14 @@ BEGIN
   SELECT id, state, head_is_sync, head_priority INTO v_lane FROM archibald.agents WHERE user_id = NEW.user_id;
   NEW.agent_id := v_lane.id;
   -- In an explicit transaction the lane may change before the commit, and outside READ COMMITTED what was read may be old: always wake.
+  -- Not by now() <> statement_timestamp(): the extended protocol (every driver with parameters) sets the latter again at Bind and
+  -- Execute, so that in autocommit too they differ by some microseconds, and each enqueue for a busy agent would notify. What is lost
+  -- by 5 ms is nothing but time: a settle cannot get the bucket that this transaction holds, and the lane is looked at again.
   NEW.wake := NEW.due AND (
        v_lane.id IS NULL
     OR v_lane.state = 'idle'
     OR (v_lane.state = 'ready' AND (NEW.class = 'sync', NEW.priority) < (v_lane.head_is_sync, v_lane.head_priority))
-    OR now() <> statement_timestamp()
+    OR statement_timestamp() - now() > interval '5 ms'
     OR current_setting('transaction_isolation') <> 'read committed');
   IF NEW.wake AND coalesce(current_setting('archibald.notify', true), '') <> 'off' THEN
     PERFORM pg_notify('archibald', 'wake');

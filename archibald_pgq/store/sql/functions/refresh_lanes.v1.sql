@@ -3,24 +3,32 @@
 -- Callers have locked these lanes (FOR NO KEY UPDATE, in the order of id) and know that nobody runs them (any more).
 -- A lane that looks empty is called idle only under its bucket's exclusive lock and after a second look by a later statement: an
 -- enqueue that saw the lane busy and set no wake may be about to commit. Without the lock the lane is idle *in doubt*, and
--- archibald.wake_lanes() looks again.
-CREATE FUNCTION archibald.refresh_lanes(p_lanes bigint[]) RETURNS void
+-- archibald.look_again() looks again.
+-- p_sure = false: never take the bucket. It is kept until the commit, and in a caller's long transaction it would stop every enqueue
+-- for one agent in 256.
+CREATE FUNCTION archibald.refresh_lanes(p_lanes bigint[], p_sure boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
   v_empty   bigint[];
-  v_buckets integer[];
+  v_buckets integer[] := '{}';
+  v_fresh   boolean := current_setting('transaction_isolation') = 'read committed';   -- else no later statement sees more
 BEGIN
   v_empty := archibald.hint_lanes(p_lanes, false);
+  IF NOT v_fresh THEN
+    UPDATE archibald.agents SET doubt_at = clock_timestamp() WHERE id = ANY (p_lanes);
+  END IF;
   IF v_empty IS NULL THEN
     RETURN;
   END IF;
-  SELECT coalesce(array_agg(bucket), '{}') INTO v_buckets
-    FROM (SELECT DISTINCT archibald.bucket(lock_key) AS bucket FROM archibald.agents WHERE id = ANY (v_empty) OFFSET 0) AS b
-   WHERE pg_try_advisory_xact_lock(1095910216, bucket);
+  IF p_sure AND v_fresh THEN
+    SELECT coalesce(array_agg(bucket), '{}') INTO v_buckets
+      FROM (SELECT DISTINCT archibald.bucket(lock_key) AS bucket FROM archibald.agents WHERE id = ANY (v_empty) OFFSET 0) AS b
+     WHERE pg_try_advisory_xact_lock(1095910216, bucket);
+  END IF;
   v_empty := archibald.hint_lanes(v_empty, true);
   UPDATE archibald.agents a
      SET doubts = CASE WHEN d.sure THEN 0 ELSE a.doubts + 1 END,
-         doubt_at = CASE WHEN NOT d.sure THEN clock_timestamp() + least(interval '50 ms' * power(2, least(a.doubts, 9)), interval '20 s') END
+         doubt_at = CASE WHEN NOT d.sure THEN clock_timestamp() + interval '50 ms' * power(2, least(a.doubts, 5)) END
     FROM (SELECT id, archibald.bucket(lock_key) = ANY (v_buckets) AS sure FROM archibald.agents WHERE id = ANY (v_empty)) AS d
    WHERE a.id = d.id AND NOT (d.sure AND a.doubts = 0);
 END $$;

@@ -10,7 +10,8 @@ LANGUAGE plpgsql AS $$
 DECLARE
   v_items  bigint[];      -- places in the arrays of the items that passed the fence …
   v_lanes  bigint[];      -- … and their lanes, locked
-  v_jobs   bigint[];      -- their jobs, locked
+  v_jobs   bigint[];      -- their jobs, locked …
+  v_stop   bigint[];      -- … and those of them that somebody asked to cancel
   v_now    timestamptz := clock_timestamp();
 BEGIN
   SELECT array_agg(l.n), array_agg(l.id) INTO v_items, v_lanes FROM (
@@ -18,13 +19,19 @@ BEGIN
       FROM archibald.agents a JOIN unnest(p_lanes, p_epochs, p_jobs) WITH ORDINALITY AS item(lane, epoch, job, n) ON item.lane = a.id
      WHERE a.state = 'running' AND a.worker_id = p_worker AND a.epoch = item.epoch AND item.job = ANY (a.turn_job_ids)
      ORDER BY a.id FOR NO KEY UPDATE OF a SKIP LOCKED) AS l;
-  SELECT array_agg(j.id) INTO v_jobs FROM (
-    SELECT id FROM archibald.jobs WHERE id = ANY (p_jobs) AND agent_id = ANY (v_lanes) ORDER BY id FOR UPDATE SKIP LOCKED) AS j;
+  SELECT array_agg(j.id), array_agg(j.id) FILTER (WHERE j.cancel_requested_at IS NOT NULL) INTO v_jobs, v_stop FROM (
+    SELECT id, cancel_requested_at FROM archibald.jobs WHERE id = ANY (p_jobs) AND agent_id = ANY (v_lanes) ORDER BY id FOR UPDATE SKIP LOCKED) AS j;
   -- a job row that a caller holds: its lane is left as it is, for a later turn
   SELECT array_agg(item.n), array_agg(item.lane) INTO v_items, v_lanes
     FROM unnest(p_lanes, p_jobs) WITH ORDINALITY AS item(lane, job, n)
    WHERE item.n = ANY (v_items)
      AND (item.job = ANY (v_jobs) OR NOT EXISTS (SELECT FROM archibald.jobs j WHERE j.id = item.job));
+
+  -- A job that was asked to stop does not go back into the queue because its handler failed, or was interrupted, a moment before.
+  IF v_stop IS NOT NULL THEN
+    p_events := ARRAY (SELECT CASE WHEN i.event IN ('retry', 'go_back') AND i.job = ANY (v_stop) THEN 'cancel' ELSE i.event END
+                         FROM unnest(p_jobs, p_events) WITH ORDINALITY AS i(job, event, n) ORDER BY i.n);
+  END IF;
 
   WITH item AS (
     SELECT * FROM unnest(p_epochs, p_jobs, p_events, p_results, p_errors) WITH ORDINALITY AS i(epoch, job, event, result, error, n)
@@ -41,7 +48,8 @@ BEGIN
   SELECT id, agent_id, user_id, kind, class,
          CASE event WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
          priority, run_after, requeue_count, losses, attempt + (event <> 'cancel')::integer, max_attempts,
-         idempotency_key, payload, progress, progress_label, result::jsonb, error, worker_id, epoch, created_at, waiting_since,
+         idempotency_key, payload, progress, progress_label, result::jsonb,
+         coalesce(error, CASE event WHEN 'cancel' THEN 'cancelled on request' END), worker_id, epoch, created_at, waiting_since,
          started_at, v_now
     FROM done;
 

@@ -1,28 +1,46 @@
 -- Giving a silent worker's agents to others. Decided once per worker, by one statement that is committed before any lane is touched.
 
 -- Fences every worker whose lease has run out. From then on its heartbeat and its turns find no row, and its settles are refused.
+-- Also one that has said goodbye and still owns a lane (the reply of its last claim was lost): nobody else would ever free it.
+-- One that is in a turn just now is passed over: the turn ends, or its frozen client keeps it open; then, after a second lease, it is
+-- fenced all the same, and end_fenced_backends() ends that turn.
 CREATE FUNCTION archibald.fence_stale_workers(p_me bigint) RETURNS TABLE (worker bigint, host text, pid integer)
-LANGUAGE sql AS $$
+LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$
+  WITH stale AS MATERIALIZED (
+    SELECT w.id, w.beat < clock_timestamp() - 2 * make_interval(secs => w.lease_s) AS long
+      FROM archibald.workers w
+     WHERE w.id <> p_me AND w.fenced_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => w.lease_s)
+       AND (w.stopped_at IS NULL OR EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = w.id AND a.state = 'running'))
+       AND EXISTS (SELECT FROM archibald.workers me WHERE me.id = p_me AND me.fenced_at IS NULL)
+  ), between_turns AS MATERIALIZED (
+    SELECT w.id FROM archibald.workers w WHERE w.id IN (SELECT id FROM stale) ORDER BY w.id FOR UPDATE SKIP LOCKED
+  )
   UPDATE archibald.workers w
      SET fenced_at = clock_timestamp()
-   WHERE w.id <> p_me AND w.fenced_at IS NULL AND w.stopped_at IS NULL
-     AND w.beat < clock_timestamp() - make_interval(secs => w.lease_s)
+   WHERE w.id IN (SELECT id FROM between_turns UNION ALL SELECT id FROM stale WHERE long)
+     AND w.fenced_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => w.lease_s)
   RETURNING w.id, w.host, w.pid
 $$;
 
 -- Ends the recorded backend of a fenced worker, so that its session locks go: that backend only (pid and start), never another holder's.
+-- The backends are found first. In one WHERE the planner calls pg_terminate_backend() for every row of pg_stat_activity before it
+-- joins them with the workers, and ends all sessions of the server.
 CREATE FUNCTION archibald.end_fenced_backends() RETURNS SETOF integer
 LANGUAGE sql AS $$
-  SELECT s.pid FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid AND w.backend_start = s.backend_start
-   WHERE w.fenced_at IS NOT NULL AND s.pid <> pg_backend_pid() AND pg_terminate_backend(s.pid)
+  WITH fenced AS MATERIALIZED (
+    SELECT s.pid FROM archibald.workers w JOIN pg_stat_activity s ON s.pid = w.backend_pid AND s.backend_start = w.backend_start
+     WHERE w.fenced_at IS NOT NULL AND s.pid <> pg_backend_pid() AND s.datname = current_database()
+  )
+  SELECT pid FROM fenced WHERE pg_terminate_backend(pid)
 $$;
 
 -- Releases a bounded number of lanes of fenced workers; an error on one does not stop the others. Of each lane's turn:
 -- a write that had started may have had its effect and goes to needs_review (unless its operation is idempotent); anything else
--- runs again at once; a job whose workers died p_max_losses times fails. No attempt is spent.
+-- runs again at once, or is cancelled if that was asked for; a job whose workers died p_max_losses times fails. No attempt is spent.
+-- A row that a caller holds is an error of its lane: NOWAIT, because 100 waits of a lock_timeout would be spent holding 100 lanes.
 -- Lock order: lane, job, history.
 CREATE FUNCTION archibald.release_fenced_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, job bigint, fate text)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_lane  record;
@@ -32,25 +50,27 @@ BEGIN
     SELECT a.id, a.user_id, a.epoch, a.worker_id, a.turn_job_ids
       FROM archibald.agents a JOIN archibald.workers w ON w.id = a.worker_id
      WHERE a.state = 'running' AND w.fenced_at IS NOT NULL
-     ORDER BY a.id LIMIT p_limit FOR NO KEY UPDATE OF a SKIP LOCKED
+     ORDER BY random() LIMIT p_limit FOR NO KEY UPDATE OF a SKIP LOCKED     -- random: p_limit lanes in error must not hide the others
   LOOP
     BEGIN
       FOR v_job IN
-        SELECT j.id, j.losses + 1 AS losses, j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful
+        SELECT j.id, j.losses + 1 AS losses, j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful, j.cancel_requested_at
           FROM archibald.jobs j LEFT JOIN archibald.operations o ON o.kind = j.kind
-         WHERE j.agent_id = v_lane.id AND j.state = 'running' FOR UPDATE OF j
+         WHERE j.agent_id = v_lane.id AND j.state = 'running' FOR UPDATE OF j NOWAIT
       LOOP
         user_id := v_lane.user_id;
         job := v_job.id;
-        fate := CASE WHEN v_job.doubtful THEN 'needs_review' WHEN v_job.losses >= p_max_losses THEN 'failed' ELSE 'queued' END;
-        IF fate = 'failed' THEN
+        fate := CASE WHEN v_job.doubtful THEN 'needs_review' WHEN v_job.losses >= p_max_losses THEN 'failed'
+                     WHEN v_job.cancel_requested_at IS NOT NULL THEN 'cancelled' ELSE 'queued' END;
+        IF fate IN ('failed', 'cancelled') THEN
           WITH gone AS (DELETE FROM archibald.jobs j WHERE j.id = v_job.id RETURNING j.*)
           INSERT INTO archibald.job_history (
                    id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
                    idempotency_key, payload, progress, progress_label, error, worker_id, epoch, created_at, waiting_since, started_at)
-          SELECT g.id, g.agent_id, g.user_id, g.kind, g.class, 'failed', g.priority, g.run_after, g.requeue_count, v_job.losses, g.attempt,
+          SELECT g.id, g.agent_id, g.user_id, g.kind, g.class, fate, g.priority, g.run_after, g.requeue_count, v_job.losses, g.attempt,
                  g.max_attempts, g.idempotency_key, g.payload, g.progress, g.progress_label,
-                 format('its worker died %s times', v_job.losses), g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at
+                 CASE fate WHEN 'failed' THEN format('its worker died %s times', v_job.losses) ELSE 'cancelled on request' END,
+                 g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at
             FROM gone g;
         ELSE
           UPDATE archibald.jobs j
@@ -75,14 +95,16 @@ BEGIN
 END $$;
 
 -- What a worker owns, after a reconnect: it compares this with what it runs, re-takes those locks and gives back the rest.
+-- All of it, and without a row lock: a lane that is left out, because a caller holds it or there are many, would be taken for lost, and its
+-- handler stopped. Only a takeover changes an owned lane, and that ends this session's part anyway.
 CREATE FUNCTION archibald.retake(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, jobs bigint[], got boolean)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
   RETURN QUERY
     WITH mine AS MATERIALIZED (
       SELECT a.id, a.epoch, a.turn_job_ids, a.lock_key FROM archibald.agents a
-       WHERE a.state = 'running' AND a.worker_id = p_worker ORDER BY a.id LIMIT 1000 FOR NO KEY UPDATE
+       WHERE a.state = 'running' AND a.worker_id = p_worker ORDER BY a.id
     ), held AS MATERIALIZED (
       SELECT (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
        WHERE locktype = 'advisory' AND objsubid = 1 AND pid = pg_backend_pid()
@@ -93,16 +115,22 @@ BEGIN
       FROM mine m;
 END $$;
 
--- Frees the agent locks of this session that belong to no lane of this worker (a turn failed after it had taken them).
+-- Frees the agent locks of this session that belong to no lane of this worker (a turn failed after it had taken them), however often it
+-- holds each: a session can take the same lock twice.
 CREATE FUNCTION archibald.drop_stray_locks(p_worker bigint) RETURNS SETOF bigint
-LANGUAGE sql AS $$
-  WITH stray AS MATERIALIZED (
-    SELECT (l.classid::bigint << 32) | l.objid::bigint AS key FROM pg_locks l
-     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.pid = pg_backend_pid()
-       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-       AND NOT EXISTS (SELECT FROM archibald.agents a
-                        WHERE a.lock_key = ((l.classid::bigint << 32) | l.objid::bigint)
-                          AND a.state = 'running' AND a.worker_id = p_worker)
-  )
-  SELECT key FROM stray WHERE pg_advisory_unlock(key)
-$$;
+LANGUAGE plpgsql SET client_min_messages = error AS $$
+DECLARE
+  v_key bigint;
+BEGIN
+  FOR v_key IN
+    SELECT k.key FROM (
+      SELECT (l.classid::bigint << 32) | l.objid::bigint AS key FROM pg_locks l
+       WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.pid = pg_backend_pid() AND l.granted
+         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS k
+     WHERE NOT EXISTS (SELECT FROM archibald.agents a WHERE a.lock_key = k.key AND a.state = 'running' AND a.worker_id = p_worker)
+  LOOP
+    WHILE pg_advisory_unlock(v_key) LOOP
+    END LOOP;
+    RETURN NEXT v_key;
+  END LOOP;
+END $$;

@@ -18,16 +18,25 @@ DECLARE
   v_lanes    bigint[];    -- lanes whose head could be locked …
   v_jobs     bigint[];    -- … and that head
   v_odd      bigint[];
+  v_back     bigint[];    -- heads that are syncs which ran before and went back
+  v_start    timestamptz := clock_timestamp();
+  v_left     integer := p_want;
+  v_tried    integer;
+  v_ran      integer;
 BEGIN
+ -- Again and again, until so many run or no lane is left: an agent whose lock is taken must not cost another its place in this turn.
+ -- Whatever is refused or odd is not ready at once again, so each round sees others; the time is bounded as well.
+ LOOP
   WITH candidate AS MATERIALIZED (
     SELECT a.id, a.lock_key FROM archibald.agents a
-     WHERE a.state = 'ready' AND a.ready_at <= now() AND a.head_kind <> ALL (p_elsewhere)
+     WHERE a.state = 'ready' AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
      ORDER BY a.head_is_sync, a.head_priority, a.ready_at
-     LIMIT p_want FOR NO KEY UPDATE SKIP LOCKED
+     LIMIT v_left FOR NO KEY UPDATE SKIP LOCKED
   ), tried AS MATERIALIZED (
     SELECT id, pg_try_advisory_lock(lock_key) AS got FROM candidate
   )
-  SELECT array_agg(id) FILTER (WHERE got), array_agg(id) FILTER (WHERE NOT got) INTO v_mine, v_refused FROM tried;
+  SELECT array_agg(id) FILTER (WHERE got), array_agg(id) FILTER (WHERE NOT got), count(*)
+    INTO v_mine, v_refused, v_tried FROM tried;
   IF v_mine IS NULL AND v_refused IS NULL THEN
     RETURN;
   END IF;
@@ -44,8 +53,9 @@ BEGIN
                 NULL::integer, 30::double precision;
   END IF;
 
-  SELECT array_agg(h.lane), array_agg(h.job) INTO v_lanes, v_jobs FROM (
-    SELECT head.lane, j.id AS job
+  SELECT array_agg(h.lane), array_agg(h.job), array_agg(h.job) FILTER (WHERE h.back AND h.lane = ANY (v_mine))
+    INTO v_lanes, v_jobs, v_back FROM (
+    SELECT head.lane, j.id AS job, j.class = 'sync' AND j.started_at IS NOT NULL AS back
       FROM (SELECT l.id AS lane, (SELECT q.id FROM archibald.jobs q
                                    WHERE q.agent_id = l.id AND q.state = 'queued' AND q.due
                                    ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT 1) AS job
@@ -81,6 +91,11 @@ BEGIN
     UPDATE archibald.agents a SET ready_at = greatest(a.ready_at, now() + interval '1 s') WHERE a.id = ANY (v_odd) AND a.state = 'ready';
   END IF;
 
+  -- A follow-up that was enqueued while the sync went back (neither saw the other) waits for a run that begins only now.
+  IF v_back IS NOT NULL THEN
+    PERFORM archibald.absorb_followups(v_back);
+  END IF;
+
   RETURN QUERY
     WITH item AS (
       SELECT i.lane, i.job FROM unnest(v_lanes, v_jobs) AS i(lane, job) WHERE i.lane = ANY (v_mine)
@@ -99,24 +114,38 @@ BEGIN
     SELECT 'run', t.id, s.user_id, t.epoch, s.id, s.kind, s.class, s.attempt, s.max_attempts, s.payload, NULL::integer, NULL::double precision
       FROM taken t JOIN started s ON s.agent_id = t.id
      ORDER BY array_position(v_mine, t.id);
+  GET DIAGNOSTICS v_ran = ROW_COUNT;
+  EXIT WHEN v_ran = v_left OR v_tried < v_left OR clock_timestamp() > v_start + interval '50 ms';
+  v_left := v_left - v_ran;
+ END LOOP;
 END $$;
 
 -- p_look: look again at lanes in doubt, ended pauses and foreign locks (once a second, and when an unlock was announced).
+-- Every statement in here finds a bounded number of rows by an index, one after the other, whatever the statistics say. A plan that was
+-- made while the queue was nearly empty, or before the first ANALYZE, scans the whole table in each turn when 200,000 jobs come in at
+-- once, and stays until autovacuum has looked: so the other kinds of plan are ruled out (and jit, which takes their cost at face value).
 -- The row `next` says in how many seconds something will become due that no NOTIFY announces; fenced: this worker is no longer one.
 CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[], p_results text[],
                                p_errors text[], p_delays double precision[], p_want integer, p_look boolean)
 RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
                payload jsonb, requeue_count integer, delay_s double precision, timeout_s double precision, backoff text,
                backoff_s double precision, idempotent boolean)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_kinds      text[];
   v_elsewhere  text[];
-  v_claimed    integer := 0;
+  v_ran        integer := 0;
+  v_now        timestamptz;
+  v_soon       timestamptz;
 BEGIN
-  -- FOR SHARE: a takeover that fences this worker waits for this turn, or this turn sees the fence.
-  SELECT w.kinds INTO v_kinds FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR SHARE;
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'archibald.turn needs READ COMMITTED: each of its statements must see what was committed before it';
+  END IF;
+  -- A takeover that fences this worker passes over it while this turn lasts, or this turn sees the fence. KEY SHARE, because any stronger
+  -- lock would make this worker's own heartbeat wait for its turn.
+  SELECT w.kinds INTO v_kinds FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
     RETURN QUERY SELECT 'fenced', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb,
                         NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
@@ -128,7 +157,10 @@ BEGIN
              NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean
         FROM archibald.settle(p_worker, p_lanes, p_epochs, p_jobs, p_events, p_results, p_errors, p_delays) AS s;
   END IF;
-  PERFORM archibald.wake_lanes(500);
+  -- Who wants nothing leaves it to those who do, and settles alone: an error in here must not pass for the error of an outcome.
+  IF p_want > 0 OR p_look THEN
+    PERFORM archibald.wake_lanes(500);
+  END IF;
   IF p_look THEN
     PERFORM archibald.look_again(100);
   END IF;
@@ -137,20 +169,34 @@ BEGIN
       FROM archibald.workers w CROSS JOIN unnest(w.kinds) AS k
      WHERE w.id <> p_worker AND w.fenced_at IS NULL AND w.stopped_at IS NULL
        AND w.beat > clock_timestamp() - make_interval(secs => w.lease_s) AND k <> ALL (v_kinds);
-    RETURN QUERY
-      SELECT c.*, o.timeout_s, o.backoff, o.backoff_s, o.idempotent
-        FROM archibald.claim(p_worker, p_want, v_elsewhere) AS c LEFT JOIN archibald.operations o ON o.kind = c.kind;
-    GET DIAGNOSTICS v_claimed = ROW_COUNT;
+    -- Of a kind whose policy somebody deleted, jobs run under the limit of a sync.
+    FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, requeue_count, delay_s, timeout_s, backoff, backoff_s,
+        idempotent IN
+      SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
+        FROM archibald.claim(p_worker, p_want, v_elsewhere) AS c LEFT JOIN archibald.operations o ON o.kind = c.kind
+    LOOP
+      v_ran := v_ran + (what = 'run')::integer;
+      RETURN NEXT;
+    END LOOP;
   END IF;
-  IF v_claimed < p_want THEN
+  -- What is overdue was looked at just now, and somebody holds it: soon, but not in a tight loop. Doubts and pauses are only looked at when
+  -- asked for; a worker whose rest is over asks.
+  IF v_ran < p_want THEN
+    v_now := clock_timestamp();
+    v_soon := v_now + interval '0.2 s';
     RETURN QUERY
       SELECT 'next', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::integer,
              extract(epoch FROM least(
-               (SELECT min(j.run_after) FROM archibald.jobs j WHERE j.state = 'queued' AND NOT j.due),
-               (SELECT min(a.retry_at) FROM archibald.agents a WHERE a.retry_at IS NOT NULL AND a.state = 'ready'),
-               (SELECT min(a.doubt_at) FROM archibald.agents a WHERE a.doubt_at IS NOT NULL),
-               (SELECT min(a.paused_until) FROM archibald.agents a WHERE a.paused_until IS NOT NULL),
-               CASE WHEN EXISTS (SELECT FROM archibald.jobs j WHERE j.wake) THEN clock_timestamp() + interval '0.2 s' END
+               (SELECT CASE WHEN min(j.run_after) <= v_now THEN v_soon ELSE min(j.run_after) END
+                  FROM archibald.jobs j WHERE j.state = 'queued' AND NOT j.due),
+               (SELECT min(a.retry_at) FROM archibald.agents a WHERE a.retry_at > v_now AND a.state = 'ready'),
+               (SELECT CASE WHEN p_look AND min(a.doubt_at) <= v_now THEN v_soon ELSE min(a.doubt_at) END
+                  FROM archibald.agents a WHERE a.doubt_at IS NOT NULL),
+               (SELECT CASE WHEN p_look AND min(a.paused_until) <= v_now THEN v_soon ELSE min(a.paused_until) END
+                  FROM archibald.agents a WHERE a.paused_until IS NOT NULL),
+               CASE WHEN EXISTS (SELECT FROM archibald.jobs j WHERE j.wake)
+                      OR EXISTS (SELECT FROM archibald.agents a
+                                  WHERE a.state = 'ready' AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)) THEN v_soon END
              ) - clock_timestamp())::double precision,
              NULL::double precision, NULL, NULL::double precision, NULL::boolean;
   END IF;

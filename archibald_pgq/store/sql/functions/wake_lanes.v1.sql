@@ -1,33 +1,38 @@
 -- The truth behind NOTIFY: a bounded number of jobs that became due or whose enqueue asked for a look; adopts new agents.
--- Lock order: lane (by id), job. Locked rows are left for the next turn.
+-- Rows that somebody holds are passed over, however many they are: were they only left out of a first page, a caller who holds
+-- that many job rows, or the lane of an agent with that many, would stop every wake-up.
+-- Lanes and jobs are locked together and out of order; that cannot deadlock, because nothing here waits for a lane or a job.
 CREATE FUNCTION archibald.wake_lanes(p_limit integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
   v_jobs   bigint[];
+  v_agents bigint[];      -- the lane of each of them
   v_users  text[];
-  v_lanes  bigint[];
 BEGIN
   UPDATE archibald.jobs SET due = true, wake = true, wait_reason = NULL
    WHERE id IN (SELECT id FROM archibald.jobs WHERE state = 'queued' AND NOT due AND run_after <= now()
                  ORDER BY run_after LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
-  SELECT array_agg(id), array_agg(DISTINCT user_id) INTO v_jobs, v_users
-    FROM (SELECT id, user_id FROM archibald.jobs WHERE wake ORDER BY id LIMIT p_limit) AS w;
-  IF v_jobs IS NULL THEN
+  IF NOT EXISTS (SELECT FROM archibald.jobs WHERE wake) THEN
     RETURN;
   END IF;
-  -- in the order of user_id, so that two workers that adopt at once cannot deadlock
-  INSERT INTO archibald.agents (user_id, lock_key)
-  SELECT u, archibald.lock_key(u) FROM unnest(v_users) AS u
-   WHERE NOT EXISTS (SELECT FROM archibald.agents a WHERE a.user_id = u) ORDER BY u
-  ON CONFLICT (user_id) DO NOTHING;
-  SELECT array_agg(id) INTO v_lanes
-    FROM (SELECT id FROM archibald.agents WHERE user_id = ANY (v_users) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED) AS l;
-  UPDATE archibald.jobs j SET wake = false, agent_id = a.id
-    FROM (SELECT id, user_id FROM archibald.jobs WHERE id = ANY (v_jobs) AND wake FOR NO KEY UPDATE SKIP LOCKED) AS w
-    JOIN archibald.agents a ON a.user_id = w.user_id
-   WHERE j.id = w.id AND a.id = ANY (v_lanes);
+  SELECT array_agg(DISTINCT w.user_id) INTO v_users FROM (
+    SELECT j.user_id FROM archibald.jobs j
+     WHERE j.wake AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.user_id = j.user_id)
+     ORDER BY j.id LIMIT p_limit) AS w;
+  -- One worker adopts at a time: two that insert the same agent would wait for each other's turn, and a frozen one would stop all.
+  -- In the order of user_id, for others who create agents.
+  IF v_users IS NOT NULL AND pg_try_advisory_xact_lock(1095910216, 1001) THEN
+    INSERT INTO archibald.agents (user_id, lock_key)
+    SELECT u, archibald.lock_key(u) FROM unnest(v_users) AS u ORDER BY u
+    ON CONFLICT (user_id) DO NOTHING;
+  END IF;
+  SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents FROM (
+    SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
+     WHERE j.wake ORDER BY j.id LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED) AS w;
+  UPDATE archibald.jobs j SET wake = false, agent_id = w.agent
+    FROM unnest(v_jobs, v_agents) AS w(id, agent) WHERE j.id = w.id;
   -- a lane that runs is recomputed by its settle
-  PERFORM archibald.refresh_lanes(ARRAY (SELECT id FROM archibald.agents WHERE id = ANY (v_lanes) AND state <> 'running'));
+  PERFORM archibald.refresh_lanes(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.state <> 'running'));
 END $$;
 
 -- A second look: lanes in doubt (oldest look first), pauses that have ended, agents whose foreign lock is gone. Bounded.

@@ -1,0 +1,62 @@
+"""A worker moved by hand: it claims and settles when a test says so, through the same functions of `store` as the dispatcher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import psycopg
+
+from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.store import turn as store
+from archibald_pgq.store import workers
+from archibald_pgq.store.connect import connect, worker_options
+from archibald_pgq.store.turn import Owner, Settlement, Turn
+
+KINDS = (
+    "submit-order",
+    "edit-order",
+    "delete-order",
+    "download-ddt-pdf",
+    "sync-order-articles",
+    "sync-customers",
+    "sync-orders",
+)
+
+
+class Hand:
+    """One registered worker on one connection."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], worker_id: int) -> None:
+        self.connection = connection
+        self.worker_id = worker_id
+
+    async def turn(self, *settlements: tuple[ClaimedJob, Outcome], want: int = 0, look: bool = False) -> Turn:
+        """Take one turn."""
+        items = [Settlement(Owner(job.lane, job.epoch), job.job_id, outcome) for job, outcome in settlements]
+        return await store.take_turn(self.connection, self.worker_id, items, want, look=look)
+
+    async def claim(self, want: int = 10) -> list[ClaimedJob]:
+        """Claim what may run, after looking at everything."""
+        return (await self.turn(want=want, look=True)).claimed
+
+    async def claim_one(self) -> ClaimedJob:
+        """Claim the one job that may run."""
+        (job,) = await self.claim()
+        return job
+
+    async def settle(self, job: ClaimedJob, outcome: Outcome | None = None) -> Turn:
+        """Write one outcome (by default: completed) and claim nothing."""
+        return await self.turn((job, outcome or Outcome.completed("1")))
+
+
+@contextlib.asynccontextmanager
+async def hand(database: str, kinds: Sequence[str] = KINDS, lease: float = 6.0) -> AsyncIterator[Hand]:
+    """Register a worker that does nothing by itself."""
+    connection = await connect(worker_options(database, "worker", lease))
+    try:
+        yield Hand(connection, await workers.register(connection, "test", 10, kinds, lease))
+    finally:
+        await connection.close()

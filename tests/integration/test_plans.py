@@ -1,0 +1,81 @@
+"""The hot path reads by index, whatever the shape of the queue and whatever the statistics say about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.store import workers
+from tests.hand import hand
+from tests.support import Look, looking
+
+AGENTS = """
+INSERT INTO archibald.agents (user_id, lock_key, state, ready_at, head_kind, head_priority)
+SELECT 'user-' || n, archibald.lock_key('user-' || n), %s, now(), 'submit-order', 1 FROM generate_series(1, 12000) AS n
+"""
+JOBS = """
+INSERT INTO archibald.jobs (agent_id, user_id, kind, class, priority, max_attempts, due, run_after, wake)
+SELECT a.id, a.user_id, 'submit-order', 'write', 1, 1, {due}, now() + {due_in}, {wake}
+  FROM archibald.agents a CROSS JOIN generate_series(1, {each}) AS n WHERE {which}
+"""
+KEYS = """
+INSERT INTO archibald.idempotency_keys (user_id, key, job_id, job_created_at, expires_at)
+SELECT 'other-' || n, 'k', -n, now(), now() FROM generate_series(1, 20000) AS n
+"""
+READY = JOBS.format(due="true", due_in="interval '0'", wake="false", each=4, which="true")
+HOT = JOBS.format(due="true", due_in="interval '0'", wake="false", each=50000, which="user_id = 'user-7'")
+FUTURE = JOBS.format(due="false", due_in="interval '1 h'", wake="false", each=4, which="true")
+WAKES = JOBS.format(due="true", due_in="interval '0'", wake="true", each=1, which="true")
+READ = """
+SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_user_tables
+ WHERE schemaname = 'archibald' AND (relname IN ('jobs', 'agents', 'idempotency_keys', 'sync_keys') OR relname LIKE 'job_history%%')
+"""
+
+
+@pytest.mark.parametrize("statistics", ["fresh", "none", "of the time when it was empty"])
+@pytest.mark.parametrize(
+    ("state", "jobs"),
+    [("ready", READY), ("idle", HOT), ("idle", FUTURE), ("idle", WAKES)],
+    ids=["12000 agents ready", "one hot agent", "all in the future", "all to be woken"],
+)
+async def test_no_turn_and_no_enqueue_reads_a_whole_table(
+    look: Look, database: str, state: str, jobs: str, statistics: str
+) -> None:
+    """Plans are made anew in the first executions and kept after five; both sorts are looked at."""
+    async with hand(database) as worker, looking(database) as caller:
+
+        async def use(rounds: int) -> None:
+            settlements: list[tuple[object, Outcome]] = []
+            for n in range(rounds):
+                await caller.value("SELECT archibald.enqueue(%s, 'submit-order', '{}', %s)", f"user-{n}", f"key-{rounds}-{n}")
+                last = await caller.value("SELECT archibald.enqueue(%s, 'sync-orders')", f"new-{rounds}-{n}")
+                turn = await worker.turn(*settlements, want=3, look=n % 2 == 0)  # type: ignore[arg-type]
+                outcomes = (Outcome.completed("1"), Outcome.gone_back(), Outcome.retry("again", 0.0))
+                settlements = [(job, outcomes[n % 3]) for job in turn.claimed]
+                if n % 3 == 0:
+                    await caller.value("SELECT archibald.cancel_job(%s)", last)
+
+        await look.rows("ALTER TABLE archibald.jobs SET (autovacuum_enabled = off)")
+        await look.rows("ALTER TABLE archibald.agents SET (autovacuum_enabled = off)")
+        if statistics == "of the time when it was empty":
+            await use(8)  # the plans of these sessions are those of an empty queue
+            await look.rows("ANALYZE")
+        await look.rows("ALTER TABLE archibald.jobs DISABLE TRIGGER USER")
+        await look.rows(AGENTS.replace("%s", f"'{state}'") + "ON CONFLICT DO NOTHING")
+        for sql in (jobs, KEYS):
+            await look.rows(sql)
+        await look.rows("ALTER TABLE archibald.jobs ENABLE TRIGGER USER")
+        if statistics == "fresh":
+            await look.rows("VACUUM ANALYZE")
+        flush = "SELECT pg_stat_force_next_flush()"
+        for session in (look, caller):
+            await session.rows(flush)
+        await worker.connection.execute(flush)
+        before = await look.value(READ)
+        await use(12)
+        await workers.fence_stale(worker.connection, worker.worker_id)
+        await workers.release_fenced(worker.connection, 100, 3)
+        for session in (look, caller):
+            await session.rows(flush)
+        await worker.connection.execute(flush)
+        assert await look.value(READ) - before == 0
