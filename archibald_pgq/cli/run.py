@@ -105,8 +105,8 @@ async def _serve(app: Archibald, target: Target) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.request_stop)
     code = await worker.run()
-    if code == EXIT_FENCED:
-        _exit_now(code)  # asyncio.run would wait for handlers that do not end
+    if code == EXIT_FENCED or len(asyncio.all_tasks()) > 1:
+        _exit_now(code)  # asyncio.run would wait for handlers that do not end, and for a server that does not answer
     await app.close()
     return code
 

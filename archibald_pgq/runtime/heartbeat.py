@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 EXIT_FENCED = 70
 """EX_SOFTWARE of sysexits.h: the supervisor of the process starts it again."""
 
+LONGEST_INTERVAL = 1.0
+"""Seconds between two beats, however long the lease: each also asks for cancel requests that no notification brought."""
+
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -62,7 +65,7 @@ class Heartbeat:
 
     def __init__(self, conninfo: str, worker_id: int, lease: float, listener: Listener) -> None:
         """Prepare; `lease` in seconds. The worker was registered just now."""
-        self.interval = lease / 6
+        self.interval = min(lease / 6, LONGEST_INTERVAL)
         self._conninfo, self._worker_id, self._lease, self._listener = conninfo, worker_id, lease, listener
         self._acknowledged = boottime()
         self._unbroken_since: float | None = None
@@ -81,7 +84,14 @@ class Heartbeat:
         """End both threads; the lease is no longer kept."""
         self._stopped.set()
         for thread in self._threads:
-            thread.join(timeout=self._lease)
+            thread.join(
+                timeout=LONGEST_INTERVAL
+            )  # one may wait for a server that does not answer; it ends with the process
+
+    @property
+    def in_contact(self) -> bool:
+        """True within half the lease after a beat: only then may handlers be started."""
+        return boottime() - self._acknowledged < self._lease / 2
 
     @property
     def trusted(self) -> bool:

@@ -53,6 +53,11 @@ def changed(events: list[Event], place: int, **fields: object) -> None:
     events[place] = replace(events[place], **fields)  # type: ignore[arg-type]
 
 
+def changed_state(jobs: list[JobRow], place: int, state: str) -> object:
+    jobs[place] = replace(jobs[place], state=state)
+    return jobs
+
+
 SPOILT: dict[str, tuple[Spoil, str]] = {
     "an end is missing": (lambda e, j: e.pop(15), "never ended"),
     "a start is missing": (lambda e, j: e.pop(7), "without a start"),
@@ -84,10 +89,6 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         "which goes first",
     ),
 }
-
-
-def changed_state(jobs: list[JobRow], place: int, state: str) -> None:
-    jobs[place] = replace(jobs[place], state=state)
 
 
 @pytest.mark.parametrize("name", SPOILT)

@@ -26,6 +26,11 @@ BEGIN
    WHERE item.n = ANY (v_items)
      AND (item.job = ANY (v_jobs) OR NOT EXISTS (SELECT FROM archibald.jobs j WHERE j.id = item.job));
 
+  -- A job that would run again although somebody asked to cancel it, which its worker never heard or could not do: it is cancelled.
+  p_events := ARRAY (
+    SELECT CASE WHEN j.cancel_requested_at IS NOT NULL AND i.event IN ('retry', 'go_back') THEN 'cancel' ELSE i.event END
+      FROM unnest(p_jobs, p_events) WITH ORDINALITY AS i(job, event, n) LEFT JOIN archibald.jobs j ON j.id = i.job ORDER BY i.n);
+
   WITH item AS (
     SELECT * FROM unnest(p_epochs, p_jobs, p_events, p_results, p_errors) WITH ORDINALITY AS i(epoch, job, event, result, error, n)
      WHERE i.n = ANY (v_items)
@@ -41,7 +46,8 @@ BEGIN
   SELECT id, agent_id, user_id, kind, class,
          CASE event WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
          priority, run_after, requeue_count, losses, attempt + (event <> 'cancel')::integer, max_attempts,
-         idempotency_key, payload, progress, progress_label, result::jsonb, error, worker_id, epoch, created_at, waiting_since,
+         idempotency_key, payload, progress, progress_label, result::jsonb,
+         CASE event WHEN 'cancel' THEN 'cancelled on request' ELSE error END, worker_id, epoch, created_at, waiting_since,
          started_at, v_now
     FROM done;
 

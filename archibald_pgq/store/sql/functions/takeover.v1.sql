@@ -1,25 +1,34 @@
 -- Giving a silent worker's agents to others. Decided once per worker, by one statement that is committed before any lane is touched.
 
 -- Fences every worker whose lease has run out. From then on its heartbeat and its turns find no row, and its settles are refused.
+-- FOR UPDATE, because a turn holds its worker's row FOR KEY SHARE: a fence comes before a turn or after it, never into it.
 CREATE FUNCTION archibald.fence_stale_workers(p_me bigint) RETURNS TABLE (worker bigint, host text, pid integer)
 LANGUAGE sql AS $$
   UPDATE archibald.workers w
      SET fenced_at = clock_timestamp()
-   WHERE w.id <> p_me AND w.fenced_at IS NULL AND w.stopped_at IS NULL
-     AND w.beat < clock_timestamp() - make_interval(secs => w.lease_s)
+   WHERE w.id IN (SELECT s.id FROM archibald.workers s
+                   WHERE s.id <> p_me AND s.fenced_at IS NULL AND s.stopped_at IS NULL
+                     AND s.beat < clock_timestamp() - make_interval(secs => s.lease_s)
+                   ORDER BY s.id FOR UPDATE SKIP LOCKED)
   RETURNING w.id, w.host, w.pid
 $$;
 
 -- Ends the recorded backend of a fenced worker, so that its session locks go: that backend only (pid and start), never another holder's.
+-- MATERIALIZED: which ones is settled before any is ended. In a WHERE the planner calls the function below the join, for every backend.
 CREATE FUNCTION archibald.end_fenced_backends() RETURNS SETOF integer
 LANGUAGE sql AS $$
-  SELECT s.pid FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid AND w.backend_start = s.backend_start
-   WHERE w.fenced_at IS NOT NULL AND s.pid <> pg_backend_pid() AND pg_terminate_backend(s.pid)
+  WITH lost AS MATERIALIZED (
+    SELECT s.pid FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid AND w.backend_start = s.backend_start
+     WHERE w.fenced_at IS NOT NULL AND s.pid <> pg_backend_pid()
+  ), ended AS MATERIALIZED (
+    SELECT pid, pg_terminate_backend(pid) AS done FROM lost
+  )
+  SELECT pid FROM ended WHERE done
 $$;
 
 -- Releases a bounded number of lanes of fenced workers; an error on one does not stop the others. Of each lane's turn:
 -- a write that had started may have had its effect and goes to needs_review (unless its operation is idempotent); anything else
--- runs again at once; a job whose workers died p_max_losses times fails. No attempt is spent.
+-- runs again at once, unless somebody asked to cancel it; a job whose workers died p_max_losses times fails. No attempt is spent.
 -- Lock order: lane, job, history.
 CREATE FUNCTION archibald.release_fenced_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, job bigint, fate text)
 LANGUAGE plpgsql AS $$
@@ -36,21 +45,23 @@ BEGIN
   LOOP
     BEGIN
       FOR v_job IN
-        SELECT j.id, j.losses + 1 AS losses, j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful
+        SELECT j.id, j.losses + 1 AS losses, j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful,
+               j.cancel_requested_at IS NOT NULL AS unwanted
           FROM archibald.jobs j LEFT JOIN archibald.operations o ON o.kind = j.kind
          WHERE j.agent_id = v_lane.id AND j.state = 'running' FOR UPDATE OF j
       LOOP
         user_id := v_lane.user_id;
         job := v_job.id;
-        fate := CASE WHEN v_job.doubtful THEN 'needs_review' WHEN v_job.losses >= p_max_losses THEN 'failed' ELSE 'queued' END;
-        IF fate = 'failed' THEN
+        fate := CASE WHEN v_job.doubtful THEN 'needs_review' WHEN v_job.unwanted THEN 'cancelled'
+                     WHEN v_job.losses >= p_max_losses THEN 'failed' ELSE 'queued' END;
+        IF fate IN ('failed', 'cancelled') THEN
           WITH gone AS (DELETE FROM archibald.jobs j WHERE j.id = v_job.id RETURNING j.*)
           INSERT INTO archibald.job_history (
                    id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
                    idempotency_key, payload, progress, progress_label, error, worker_id, epoch, created_at, waiting_since, started_at)
-          SELECT g.id, g.agent_id, g.user_id, g.kind, g.class, 'failed', g.priority, g.run_after, g.requeue_count, v_job.losses, g.attempt,
+          SELECT g.id, g.agent_id, g.user_id, g.kind, g.class, fate, g.priority, g.run_after, g.requeue_count, v_job.losses, g.attempt,
                  g.max_attempts, g.idempotency_key, g.payload, g.progress, g.progress_label,
-                 format('its worker died %s times', v_job.losses), g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at
+                 CASE fate WHEN 'failed' THEN format('its worker died %s times', v_job.losses) ELSE 'cancelled on request' END, g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at
             FROM gone g;
         ELSE
           UPDATE archibald.jobs j
@@ -72,17 +83,26 @@ BEGIN
       RETURN NEXT;
     END;
   END LOOP;
+  IF FOUND THEN
+    PERFORM pg_notify('archibald', 'wake');    -- else these agents wait for the next poll
+  END IF;
 END $$;
 
 -- What a worker owns, after a reconnect: it compares this with what it runs, re-takes those locks and gives back the rest.
+-- The worker's row stands for its lanes: while it is locked nobody fences the worker, so nobody else writes them. Locking the lanes
+-- themselves would wait for whoever holds one of them. A fenced worker owns nothing.
 CREATE FUNCTION archibald.retake(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, jobs bigint[], got boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
+  PERFORM 1 FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
   RETURN QUERY
     WITH mine AS MATERIALIZED (
       SELECT a.id, a.epoch, a.turn_job_ids, a.lock_key FROM archibald.agents a
-       WHERE a.state = 'running' AND a.worker_id = p_worker ORDER BY a.id LIMIT 1000 FOR NO KEY UPDATE
+       WHERE a.state = 'running' AND a.worker_id = p_worker
     ), held AS MATERIALIZED (
       SELECT (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
        WHERE locktype = 'advisory' AND objsubid = 1 AND pid = pg_backend_pid()

@@ -115,8 +115,9 @@ DECLARE
   v_elsewhere  text[];
   v_claimed    integer := 0;
 BEGIN
-  -- FOR SHARE: a takeover that fences this worker waits for this turn, or this turn sees the fence.
-  SELECT w.kinds INTO v_kinds FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR SHARE;
+  -- FOR KEY SHARE: a takeover that fences this worker (FOR UPDATE) leaves it alone until this turn has ended, or this turn sees the
+  -- fence. Not FOR SHARE: the heartbeat would wait for each turn, and a slow one would cost the lease.
+  SELECT w.kinds INTO v_kinds FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
     RETURN QUERY SELECT 'fenced', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb,
                         NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
