@@ -8,7 +8,6 @@ of this session are compared with what the database says is ours, both ways. Mus
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -286,7 +285,10 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Say goodbye if everything is settled, and close the connection: the session's locks end with it."""
-        with contextlib.suppress(psycopg.Error):
+        try:
             if self.idle:
                 await workers.stop(self._connection, self.worker_id)
+        except psycopg.Error as error:
+            logger.info("the database could not be told goodbye: %s", type(error).__name__)
+        finally:
             await self._connection.close()

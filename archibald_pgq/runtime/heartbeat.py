@@ -123,6 +123,8 @@ class Heartbeat:
                     self._acknowledged = sent
                 self._stopped.wait(self.interval / 4)
                 continue
+            if self._stopped.is_set():
+                break  # it hung for a while; what it would tell concerns a registration that is over
             if row is None or row[0] == 0:
                 self._listener.fenced()
                 break

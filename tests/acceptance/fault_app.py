@@ -37,7 +37,7 @@ async def act(ctx: JobContext, data: dict[str, Any]) -> dict[str, Any]:
     """Do what the data says, between a `start` and an `end` in the history."""
     note("start", ctx)
     try:
-        await _act(data)
+        await _act(ctx, data)
     except BaseException as error:
         note("end", ctx, type(error).__name__)
         raise
@@ -45,8 +45,10 @@ async def act(ctx: JobContext, data: dict[str, Any]) -> dict[str, Any]:
     return {"worker": WORKER}
 
 
-async def _act(data: dict[str, Any]) -> None:
+async def _act(ctx: JobContext, data: dict[str, Any]) -> None:
     match data:
+        case {"do": "report", "gate": str(name)}:
+            await _reporting(ctx, name)
         case {"do": "wait", "gate": str(name)}:
             await gate(name)
         case {"do": "short", "seconds": float(seconds)}:
@@ -59,6 +61,16 @@ async def _act(data: dict[str, Any]) -> None:
             os._exit(9)
         case other:
             raise ValueError(f"there is nothing to do in {other}")
+
+
+async def _reporting(ctx: JobContext, name: str) -> None:
+    waiting = asyncio.create_task(gate(name))
+    try:
+        while not waiting.done():
+            await ctx.progress(50, "half way")
+            await asyncio.wait({waiting}, timeout=LOOK_EVERY)
+    finally:
+        waiting.cancel()
 
 
 async def _ignoring_cancellation(name: str) -> None:

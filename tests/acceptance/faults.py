@@ -164,7 +164,7 @@ class Scene:
 
     async def enqueue(self, kind: str, user_id: str, do: str = "wait", **data: Any) -> int:
         """Enqueue a job; a handler that waits does so for the gate `open`, if no other is named."""
-        if do in ("wait", "ignore"):
+        if do in ("wait", "ignore", "report"):
             data.setdefault("gate", "open")
         job = await self.app.enqueue(kind, user_id=user_id, data={"do": do, **data})
         append(self.history, Event(now(), "enqueued", job_id=job.id, user_id=user_id))
@@ -278,11 +278,15 @@ class Wire:
         self._host, self._port = str(target.get("host", "")), str(target.get("port", "5432"))
         self._conninfo = database
         self._lose: bytes | None = None
+        self._delay: bytes | None = None
+        self._delayed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
         self.lost = asyncio.Event()
         """Set once a reply was lost."""
+        self.caught = asyncio.Event()
+        """Set once a reply was caught, to be delayed."""
         self.dsn = ""
 
     async def __aenter__(self) -> Wire:
@@ -302,6 +306,14 @@ class Wire:
     def lose_reply_with(self, words: bytes) -> None:
         """Of the next reply that has these bytes nothing arrives; its connection breaks."""
         self._lose = words
+
+    def delay_reply_with(self, words: bytes) -> None:
+        """The next reply that has these bytes arrives when `let_through` is called."""
+        self._delay = words
+
+    def let_through(self) -> None:
+        """See `delay_reply_with`."""
+        self._delayed.set()
 
     def hold(self) -> None:
         """Black hole: what is sent arrives nowhere, and nobody is told."""
@@ -345,6 +357,10 @@ class Wire:
                 self._lose = None
                 self.lost.set()
                 return
+            if replies and self._delay is not None and self._delay in data:
+                self._delay = None
+                self.caught.set()
+                await self._delayed.wait()
             writer.write(data)
             await writer.drain()
 
@@ -354,7 +370,7 @@ def backends(database: str, pattern: str) -> list[int]:
     with psycopg.connect(database, autocommit=True) as connection:
         rows = connection.execute(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
-            "AND application_name LIKE 'archibald-pgq worker%%' AND query ~ %s",
+            "AND application_name LIKE 'archibald-pgq %%' AND query ~ %s",
             (pattern,),
         )
         return [row[0] for row in rows]
