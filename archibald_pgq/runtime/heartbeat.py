@@ -152,7 +152,12 @@ class Heartbeat:
                     self._lease,
                 )
                 self._listener.out_of_contact()
-            if silent >= self._lease * 5 / 6 and self._listener.handler_code_runs():
-                exit_fenced(
-                    f"no heartbeat for {silent:.1f} s and handler code still runs: exiting, so that no second copy can"
-                )
+            self.exit_if_late()
+
+    def exit_if_late(self) -> None:
+        """End the process if the lease is nearly over and handler code still runs; from any thread, and from a signal handler."""
+        silent = boottime() - self._acknowledged
+        if silent >= self._lease * 5 / 6 and self._listener.handler_code_runs():
+            exit_fenced(
+                f"no heartbeat for {silent:.1f} s and handler code still runs: exiting, so that no second copy can"
+            )

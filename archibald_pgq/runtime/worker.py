@@ -51,6 +51,7 @@ class Worker:
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._dispatcher: Dispatcher | None = None
+        self._heartbeat: Heartbeat | None = None
         self._maintenance: upkeep.Maintenance | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -62,6 +63,14 @@ class Worker:
             self._stop_requested.set()
         else:
             self._hurry.set()
+
+    def continued(self) -> None:
+        """To be called by the handler of SIGCONT, in the main thread: this process was stopped, and others may have its agents.
+
+        The heartbeat's watch would see it too, but after the event loop has run handler code for some milliseconds.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.exit_if_late()
 
     async def run(self) -> int:
         """Run until asked to stop; return the exit code of the process: 0, or 70 if handlers did not end.
@@ -108,7 +117,7 @@ class Worker:
             connection, worker_id = await self._register(conninfo)
         except psycopg.Error as error:
             raise unreachable(self._client.dsn, error) from None
-        heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
+        heartbeat = self._heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
         dispatcher = self._dispatcher = Dispatcher(
             conninfo, connection, worker_id, settings.lease, self._make_run, in_contact=lambda: heartbeat.in_contact
         )
