@@ -54,7 +54,7 @@ UPDATE archibald.workers w SET stopped_at = clock_timestamp()
    AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = w.id AND a.state = 'running')
 """
 _FENCE = "SELECT worker, host, pid FROM archibald.fence_stale_workers(%s)"
-_END_BACKENDS = "SELECT archibald.end_fenced_backends()"
+_END_BACKENDS = "SELECT archibald.end_lost_backends()"
 _RELEASE = "SELECT user_id, job, fate FROM archibald.release_fenced_lanes(%s, %s)"
 _PARTITIONS = "SELECT archibald.make_history_partitions(%s)"
 _SWEEP_KEYS = """
@@ -129,8 +129,8 @@ async def fence_stale(connection: Connection, me: int) -> list[Fenced]:
     return [Fenced(*row) for row in await (await connection.execute(_FENCE, (me,))).fetchall()]
 
 
-async def end_fenced_backends(connection: Connection) -> None:
-    """Terminate the recorded backends of fenced workers, so that the agents' locks they hold are free."""
+async def end_lost_backends(connection: Connection) -> None:
+    """Terminate the recorded backends of lost workers, so that what they hold is free."""
     await connection.execute(_END_BACKENDS)
 
 

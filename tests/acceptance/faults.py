@@ -145,6 +145,12 @@ class Scene:
             daemon.worker_id,
         )
 
+    async def until_anew(self, daemon: Daemon) -> None:
+        """Wait until a worker that was fenced has registered anew, as the same process."""
+        await self.look.until(
+            "SELECT EXISTS (SELECT FROM archibald.workers WHERE pid = %s AND id > %s)", daemon.pid, daemon.worker_id
+        )
+
     async def stop_all(self) -> None:
         """SIGTERM to all that run; each must end with 0."""
         running = [daemon for daemon in self.daemons if daemon.process.poll() is None]

@@ -16,11 +16,19 @@ from archibald_pgq.store import migrations
 from tests.acceptance.conftest import Measured
 from tests.acceptance.faults import OwnServer, Scene, Wire, backends, own_server, scene, until
 from tests.acceptance.history import now
+from tests.servers import Server
 from tests.support import looking
 
 LEASE = 2.0
 SHORT: dict[str, Any] = {"ARCHIBALD_LEASE": LEASE}
 INTERRUPTED = "interrupted by shutdown"
+
+# Holds in the server what runs into it, until there is a row in `gate`.
+HOLD = (
+    "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
+)
+HELD = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
 
 takes_long = pytest.mark.slow
 
@@ -305,9 +313,7 @@ async def test_stopped_for_longer_than_the_lease_without_a_job_it_registers_anew
     await faults.freeze(frozen)
     await faults.look.until("SELECT fenced_at IS NOT NULL FROM archibald.workers WHERE id = %s", frozen.worker_id)
     faults.thaw(frozen)
-    await faults.look.until(
-        "SELECT EXISTS (SELECT FROM archibald.workers WHERE pid = %s AND id > %s)", frozen.pid, frozen.worker_id
-    )
+    await faults.until_anew(frozen)
     job = await faults.enqueue("fault-read", "alice", "short", seconds=0.0)
     await faults.until_ended()
     assert await faults.look.job(job, "state") == ("completed",)
@@ -327,11 +333,54 @@ async def test_a_claim_whose_reply_is_read_after_the_lease_starts_no_handler(fau
         wire.let_through()
         await faults.look.until_state(job, "needs_review")  # by the takeover, which cannot know that it never began
         faults.thaw(frozen)
-        await faults.look.until(
-            "SELECT EXISTS (SELECT FROM archibald.workers WHERE pid = %s AND id > %s)", frozen.pid, frozen.worker_id
-        )
+        await faults.until_anew(frozen)
         assert faults.events("start", job) == []
         await faults.stop_all()
+
+
+@takes_long
+async def test_stopped_before_it_read_a_large_reply_its_turn_does_not_hold_up_the_takeover(faults: Scene) -> None:
+    """The server cannot send the reply, so the turn never ends by itself, and keeps what a fence needs."""
+    await faults.look.rows("CREATE TABLE gate ()")
+    await faults.look.rows(HOLD)
+    await faults.look.rows(
+        "CREATE TRIGGER hold BEFORE UPDATE ON archibald.agents FOR EACH ROW WHEN (NEW.state = 'running') EXECUTE FUNCTION hold()"
+    )
+    frozen = await faults.start("a", **SHORT)
+    job = await faults.enqueue("fault-read", "alice", filler="x" * 1_000_000)
+    await faults.look.until(HELD)
+    await faults.freeze(frozen)
+    await faults.start("b", **SHORT)
+    await faults.look.rows("INSERT INTO gate DEFAULT VALUES")
+    faults.open()
+    await faults.look.until_state(job, "completed")
+    assert await faults.look.job(job, "losses", "attempt") == (0, 1)  # its claim was never committed
+    await faults.look.until("SELECT fenced_at IS NOT NULL FROM archibald.workers WHERE id = %s", frozen.worker_id)
+    faults.thaw(frozen)
+    await faults.until_anew(frozen)
+    await faults.stop_all()
+    await faults.check()
+
+
+async def test_fenced_while_new_connections_are_refused_it_stops_its_handlers_and_registers_when_it_can(
+    faults: Scene, server: Server
+) -> None:
+    worker = await faults.start("a", **SHORT)
+    job = await faults.enqueue("fault-read", "alice")
+    await faults.until_started(job)
+    name = await faults.look.value("SELECT current_database()")
+    async with looking(server.admin_dsn) as admin:
+        await admin.rows(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await faults.look.rows("UPDATE archibald.workers SET fenced_at = clock_timestamp()")
+        await worker.until_logged("cannot register anew yet")
+        assert [event.how for event in faults.events("end", job)] == ["CancelledError"]
+        await admin.rows(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    await faults.until_anew(worker)
+    faults.open()
+    await faults.until_ended()  # it takes over what it lost
+    assert await faults.look.job(job, "state", "losses", "attempt") == ("completed", 1, 1)
+    await faults.stop_all()
+    await faults.check()
 
 
 async def test_stopped_for_less_than_half_the_lease_it_goes_on_and_nothing_is_taken_over(faults: Scene) -> None:
@@ -400,7 +449,7 @@ BACKENDS = {
     "dispatcher": r"archibald\.(turn|retake|drop_stray)",
     "heartbeat": r"SET beat",
     "listener": r"^LISTEN",
-    "maintenance": r"fence_stale|release_fenced|end_fenced|idempotency_keys|history_partitions|"
+    "maintenance": r"fence_stale|release_fenced|end_lost|idempotency_keys|history_partitions|"
     r"DELETE FROM archibald.workers|^SELECT pg_backend_pid",  # the last one: not trusted yet, nothing to sweep
     "progress": r"SET progress",
 }
@@ -487,9 +536,7 @@ async def test_cut_off_for_longer_than_the_lease_it_stops_its_handlers_before_ot
         measured("black hole to the start in another worker", second_start.at - held)
         assert await faults.look.job(jobs[1], "state") == ("needs_review",)
         wire.release()
-        await faults.look.until(
-            "SELECT EXISTS (SELECT FROM archibald.workers WHERE pid = %s AND id > %s)", cut_off.pid, cut_off.worker_id
-        )
+        await faults.until_anew(cut_off)
         faults.open()
         await faults.until_ended()
         await faults.stop_all()
@@ -499,10 +546,7 @@ async def test_cut_off_for_longer_than_the_lease_it_stops_its_handlers_before_ot
 async def test_a_turn_that_takes_long_does_not_cost_the_lease(faults: Scene) -> None:
     """The heartbeat waits for no turn: a turn held in the server for longer than the lease leaves running handlers alone."""
     await faults.look.rows("CREATE TABLE gate ()")
-    await faults.look.rows(
-        "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
-    )
+    await faults.look.rows(HOLD)
     await faults.look.rows(
         "CREATE TRIGGER hold BEFORE UPDATE ON archibald.agents FOR EACH ROW "
         "WHEN (NEW.state = 'running' AND NEW.user_id = 'slow') EXECUTE FUNCTION hold()"
@@ -511,9 +555,7 @@ async def test_a_turn_that_takes_long_does_not_cost_the_lease(faults: Scene) -> 
     job = await faults.enqueue("fault-write", "alice")
     await faults.until_started(job)
     await faults.enqueue("fault-read", "slow")
-    await faults.look.until(
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
-    )
+    await faults.look.until(HELD)
     beat = await faults.look.value("SELECT beat FROM archibald.workers WHERE id = %s", worker.worker_id)
     await faults.look.until(
         "SELECT beat > %s + make_interval(secs => %s) FROM archibald.workers WHERE id = %s",

@@ -14,12 +14,15 @@ LANGUAGE sql AS $$
 $$;
 
 -- Ends the recorded backend of a fenced worker, so that its session locks go: that backend only (pid and start), never another holder's.
+-- Also of one that is silent for two leases and could not be fenced: a turn of it hangs (a stopped process reads no reply) and holds its
+-- row. That turn is rolled back, and the next look fences the worker.
 -- MATERIALIZED: which ones is settled before any is ended. In a WHERE the planner calls the function below the join, for every backend.
-CREATE FUNCTION archibald.end_fenced_backends() RETURNS SETOF integer
+CREATE FUNCTION archibald.end_lost_backends() RETURNS SETOF integer
 LANGUAGE sql AS $$
   WITH lost AS MATERIALIZED (
     SELECT s.pid FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid AND w.backend_start = s.backend_start
-     WHERE w.fenced_at IS NOT NULL AND s.pid <> pg_backend_pid()
+     WHERE (w.fenced_at IS NOT NULL OR w.stopped_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => 2 * w.lease_s))
+       AND s.pid <> pg_backend_pid()
   ), ended AS MATERIALIZED (
     SELECT pid, pg_terminate_backend(pid) AS done FROM lost
   )
