@@ -115,9 +115,11 @@ async def _serve(app: Archibald, target: Target) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.request_stop)
+    # Not through the loop: it would run after what was ready in the loop when the process was stopped, which may be a handler's code.
+    signal.signal(signal.SIGCONT, lambda _number, _frame: worker.continued())
     code = await worker.run()
-    if code == EXIT_FENCED:
-        _exit_now(code)  # asyncio.run would wait for handlers that do not end
+    if code == EXIT_FENCED or len(asyncio.all_tasks()) > 1:
+        _exit_now(code)  # asyncio.run would wait for handlers that do not end, and for a server that does not answer
     await app.close()
     return code
 

@@ -19,6 +19,9 @@ WriteProgress = Callable[[int, int, str | None], Awaitable[None]]
 PROGRESS_INTERVAL = 0.5
 """Seconds between two writes of one job's progress."""
 
+LAST_WRITE = 2.0
+"""Seconds that the last write may take."""
+
 MAX_LABEL = 200
 
 
@@ -86,8 +89,18 @@ class JobContext:
             self.log.warning("progress could not be written: %s", error)
 
     async def finish(self) -> None:
-        """Write what is still unwritten; called by the executor once the handler has ended."""
+        """Write what is still unwritten; called by the executor once the handler has ended.
+
+        Not at any price: the job's outcome waits for this, and its agent too.
+        """
         if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.wait({self._writer})
-            await self._write_last()
+            last = asyncio.create_task(self._end_writing(self._writer), name=f"last progress of job {self.job_id}")
+            await asyncio.wait({last}, timeout=LAST_WRITE)
+            if not last.done():
+                last.cancel()
+                self.log.warning("the database does not answer: the last progress is not written")
+
+    async def _end_writing(self, writer: asyncio.Task[None]) -> None:
+        writer.cancel()
+        await asyncio.wait({writer})
+        await self._write_last()

@@ -8,7 +8,6 @@ of this session are compared with what the database says is ours, both ways. Mus
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -52,12 +51,15 @@ class Dispatcher:
         worker_id: int,
         lease: float,
         make_run: Callable[[ClaimedJob], Run],
+        *,
+        in_contact: Callable[[], bool],
     ) -> None:
-        """Take over `connection`, on which the worker was registered."""
+        """Take over `connection`, on which the worker was registered; `in_contact`: whether handlers may be started at all."""
         self.worker_id = worker_id
         self.runs: dict[Owner, Run] = {}
         """What this worker owns and has not settled yet."""
         self._conninfo, self._connection, self._lease, self._make_run = conninfo, connection, lease, make_run
+        self._in_contact = in_contact
         self._wishes: deque[asyncio.Future[Run]] = deque()
         self._settlements: dict[Owner, Settlement] = {}
         self._untaken: dict[Owner, float] = {}
@@ -66,6 +68,8 @@ class Dispatcher:
         self._look = True
         self._looked = 0.0
         self._claiming = True
+        self._turning = False
+        """While a turn is under way, or one that failed is being mended, it is not known what this worker owns."""
         self.settled = asyncio.Event()
         """Set once nothing more is claimed and everything that was is settled."""
 
@@ -109,8 +113,8 @@ class Dispatcher:
 
     @property
     def idle(self) -> bool:
-        """True when everything that was claimed is settled."""
-        return not self.runs and not self._settlements
+        """True when everything that was claimed is settled; a turn under way may bring more."""
+        return not self.runs and not self._settlements and not self._turning
 
     # -- the loop
 
@@ -123,7 +127,10 @@ class Dispatcher:
         pause: float = 0.0
         while True:
             fired = await self._rest(pause)
+            self._turning = True  # and not reset if it is cancelled: what it did is not known then
             pause = await self._turn(look=fired)
+            self._turning = False
+            self._note_settled()
 
     async def _rest(self, seconds: float) -> bool:
         """Wait for something to do; True if the time ran out instead."""
@@ -143,12 +150,12 @@ class Dispatcher:
         try:
             turn = await store.take_turn(self._connection, self.worker_id, settlements, want, look=look)
         except psycopg.Error as error:
-            return await self._after_failure(error, settlements)
+            return await self._after_failure(error)
         if look:
             self._look, self._looked = False, time.monotonic()
         self._apply(turn)
         if self._untaken:
-            await self._compare_locks()
+            await self._mend_locks()
         if turn.locked:
             return SOON
         return POLL if turn.next_in is None else min(max(turn.next_in, 0.005), POLL)
@@ -156,7 +163,8 @@ class Dispatcher:
     def _want(self) -> int:
         while self._wishes and self._wishes[0].done():
             self._wishes.popleft()
-        return sum(not wish.done() for wish in self._wishes) if self._claiming else 0
+        may_claim = self._claiming and self._in_contact()
+        return sum(not wish.done() for wish in self._wishes) if may_claim else 0
 
     def _apply(self, turn: Turn) -> None:
         if turn.fenced:
@@ -181,33 +189,34 @@ class Dispatcher:
             )
         for job in turn.claimed:
             self._hand_out(job)
-        self._note_settled()
 
     def _hand_out(self, job: ClaimedJob) -> None:
-        while self._wishes:
+        # Asked again: this process may have been stopped since it sent the turn, and others may have its agents by now.
+        while self._wishes and self._in_contact():
             wish = self._wishes.popleft()
             if not wish.done():
                 self.runs[Owner(job.lane, job.epoch)] = run = self._make_run(job)
                 wish.set_result(run)
                 return
-        self.settle(job, Outcome.gone_back())  # its consumer has gone meanwhile; the handler never started
+        self.settle(job, Outcome.gone_back())  # no consumer is left for it, or no contact; the handler never started
 
     # -- when a turn fails
 
-    async def _after_failure(self, error: psycopg.Error, settlements: list[Settlement]) -> float:
+    async def _after_failure(self, error: psycopg.Error) -> float:
         if self._connection.closed or isinstance(error, errors.AdminShutdown | errors.CrashShutdown):
             await self._reconnect(error)
             return 0.0
-        await self._compare_locks()
+        await self._mend_locks()
         if isinstance(error, _TRANSIENT):
             logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
             return SOON * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret
-        await self._one_by_one(settlements)
+        await self._one_by_one()
         await asyncio.sleep(SOON)  # whatever is wrong, it must not be tried in a tight loop
         return 0.0
 
-    async def _one_by_one(self, settlements: list[Settlement]) -> None:
+    async def _one_by_one(self) -> None:
         """Repeat a failed turn item by item; an item that fails alone fails its job, with that error."""
+        settlements = list(self._settlements.values())
         logger.exception("a turn of %d outcomes failed and is repeated one by one", len(settlements))
         for item in settlements:
             try:
@@ -219,15 +228,14 @@ class Dispatcher:
                     return
                 failed = Outcome.failed(f"its outcome could not be written: {error_text(error)}")
                 self._settlements[item.owner] = Settlement(item.owner, item.job_id, failed)
-        await self._compare_locks()
+        await self._mend_locks()
 
     async def _reconnect(self, cause: psycopg.Error) -> None:
         """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease)."""
         logger.warning("the dispatcher lost its connection and reconnects: %s", str(cause).strip().splitlines()[:1])
-        with contextlib.suppress(psycopg.Error):
-            await self._connection.close()
         pause = 0.05
         while True:
+            await self._connection.close()
             try:
                 self._connection = await connect(self._conninfo)
                 if not await workers.move(self._connection, self.worker_id):
@@ -240,6 +248,13 @@ class Dispatcher:
             else:
                 logger.info("the dispatcher is connected again; %d jobs go on", len(self.runs))
                 return
+
+    async def _mend_locks(self) -> None:
+        """Compare the locks; where that fails too, a new session takes them all again."""
+        try:
+            await self._compare_locks()
+        except psycopg.Error as error:
+            await self._reconnect(error)
 
     async def _compare_locks(self) -> None:
         """Compare this session's agent locks with the lanes that the database says are ours, both ways, and mend.
@@ -257,20 +272,23 @@ class Dispatcher:
                     self._event.set()
             elif lane.locked:
                 self._untaken.pop(lane.owner, None)
-            elif now > self._untaken.setdefault(lane.owner, now + self._lease):
+            elif now > self._untaken.setdefault(lane.owner, now + self._lease) and run.reason is not Stop.FENCE:
                 logger.error(
                     "the lock of %s is held by somebody else; its job %d is stopped", run.job.user_id, run.job.job_id
                 )
                 run.stop(Stop.FENCE)
         there = {lane.owner for lane in owned}
         for owner, run in self.runs.items():
-            if owner not in there and run.active and run.reason is not Stop.FENCE:
+            if owner not in there and not run.ended.is_set() and run.reason is not Stop.FENCE:
                 logger.error("job %d of %s is no longer this worker's and is stopped", run.job.job_id, run.job.user_id)
                 run.stop(Stop.FENCE)
 
     async def close(self) -> None:
         """Say goodbye if everything is settled, and close the connection: the session's locks end with it."""
-        with contextlib.suppress(psycopg.Error):
+        try:
             if self.idle:
                 await workers.stop(self._connection, self.worker_id)
+        except psycopg.Error as error:
+            logger.info("the database could not be told goodbye: %s", type(error).__name__)
+        finally:
             await self._connection.close()

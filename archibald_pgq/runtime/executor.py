@@ -44,7 +44,11 @@ class HandlerExitError(Exception):
 
 def error_text(error: BaseException) -> str:
     """Return an exception as text that Postgres can store, cut to 8,000 characters."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001  # a handler's own exception class may be broken; the worker must not end for that
+        words = "(its text cannot be made)"
+    text = f"{type(error).__name__}: {words}" if words else type(error).__name__
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:MAX_ERROR]
 
 

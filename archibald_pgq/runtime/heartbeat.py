@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 EXIT_FENCED = 70
 """EX_SOFTWARE of sysexits.h: the supervisor of the process starts it again."""
 
+LONGEST_INTERVAL = 1.0
+"""Seconds between two beats, however long the lease: each also asks for cancel requests that no notification brought."""
+
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -62,7 +65,7 @@ class Heartbeat:
 
     def __init__(self, conninfo: str, worker_id: int, lease: float, listener: Listener) -> None:
         """Prepare; `lease` in seconds. The worker was registered just now."""
-        self.interval = lease / 6
+        self.interval = min(lease / 6, LONGEST_INTERVAL)
         self._conninfo, self._worker_id, self._lease, self._listener = conninfo, worker_id, lease, listener
         self._acknowledged = boottime()
         self._unbroken_since: float | None = None
@@ -81,7 +84,14 @@ class Heartbeat:
         """End both threads; the lease is no longer kept."""
         self._stopped.set()
         for thread in self._threads:
-            thread.join(timeout=self._lease)
+            thread.join(
+                timeout=LONGEST_INTERVAL
+            )  # one may wait for a server that does not answer; it ends with the process
+
+    @property
+    def in_contact(self) -> bool:
+        """True within half the lease after a beat: only then may handlers be started."""
+        return boottime() - self._acknowledged < self._lease / 2
 
     @property
     def trusted(self) -> bool:
@@ -113,6 +123,8 @@ class Heartbeat:
                     self._acknowledged = sent
                 self._stopped.wait(self.interval / 4)
                 continue
+            if self._stopped.is_set():
+                break  # it hung for a while; what it would tell concerns a registration that is over
             if row is None or row[0] == 0:
                 self._listener.fenced()
                 break
@@ -140,7 +152,12 @@ class Heartbeat:
                     self._lease,
                 )
                 self._listener.out_of_contact()
-            if silent >= self._lease * 5 / 6 and self._listener.handler_code_runs():
-                exit_fenced(
-                    f"no heartbeat for {silent:.1f} s and handler code still runs: exiting, so that no second copy can"
-                )
+            self.exit_if_late()
+
+    def exit_if_late(self) -> None:
+        """End the process if the lease is nearly over and handler code still runs; from any thread, and from a signal handler."""
+        silent = boottime() - self._acknowledged
+        if silent >= self._lease * 5 / 6 and self._listener.handler_code_runs():
+            exit_fenced(
+                f"no heartbeat for {silent:.1f} s and handler code still runs: exiting, so that no second copy can"
+            )

@@ -89,7 +89,8 @@ class Maintenance:
                 lost.host,
                 lost.pid,
             )
-            await workers.end_fenced_backends(connection)
+        # Not only of those fenced just now: whoever fenced them may have died before it came to this.
+        await workers.end_lost_backends(connection)
         while released := await workers.release_fenced(connection, BATCH, self._max_losses):
             for lane in released:
                 logger.warning("took over %s: job %s is %s", lane.user_id, lane.job_id, lane.fate)

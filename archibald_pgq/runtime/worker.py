@@ -7,6 +7,7 @@ stop nothing more is claimed, handlers get the grace, then are cancelled; what t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import psycopg
 import archibald_pgq.runtime.maintenance as upkeep
 from archibald_pgq.config import Settings
 from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.errors import DatabaseError
 from archibald_pgq.runtime.dispatcher import Dispatcher, FencedError
 from archibald_pgq.runtime.executor import Run, Stop
 from archibald_pgq.runtime.heartbeat import EXIT_FENCED, Heartbeat, exit_fenced
@@ -26,6 +28,12 @@ from archibald_pgq.store.client import Client
 from archibald_pgq.store.connect import connect, unreachable, worker_options
 
 logger = logging.getLogger(__name__)
+
+AGAIN = 1.0
+"""Seconds between two attempts to register anew."""
+
+GOODBYE = 2.0
+"""Seconds that the worker's own parts get to end, and the last statement to arrive."""
 
 LAST_WORD = 5.0
 """Seconds that handlers which ignore their cancellation get at shutdown, and that the last outcomes get to be written."""
@@ -43,6 +51,7 @@ class Worker:
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._dispatcher: Dispatcher | None = None
+        self._heartbeat: Heartbeat | None = None
         self._maintenance: upkeep.Maintenance | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -55,6 +64,14 @@ class Worker:
         else:
             self._hurry.set()
 
+    def continued(self) -> None:
+        """To be called by the handler of SIGCONT, in the main thread: this process was stopped, and others may have its agents.
+
+        The heartbeat's watch would see it too, but after the event loop has run handler code for some milliseconds.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.exit_if_late()
+
     async def run(self) -> int:
         """Run until asked to stop; return the exit code of the process: 0, or 70 if handlers did not end.
 
@@ -62,28 +79,48 @@ class Worker:
             DatabaseError: the database cannot be used at the start.
         """
         self._loop = asyncio.get_running_loop()
+        fenced = False
         while True:
             try:
                 return await self._live()
             except FencedError:
+                fenced = True
                 self.ready.clear()
                 if self._stop_requested.is_set():
                     return 0
                 logger.error("this worker's lease was lost; its agents are with others. It registers anew")
+            except DatabaseError as error:
+                if not fenced:
+                    raise
+                logger.warning("it cannot register anew yet: %s", error)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(AGAIN):
+                        await self._stop_requested.wait()
+                        return 0
+
+    async def _register(self, conninfo: str) -> tuple[psycopg.AsyncConnection[tuple[Any, ...]], int]:
+        settings = self._settings
+        connection = await connect(conninfo)
+        try:
+            return connection, await workers.register(
+                connection, self._version, settings.worker_concurrency, self._registry.kinds(), settings.lease
+            )
+        except psycopg.Error:
+            await connection.close()
+            raise
 
     async def _live(self) -> int:
         """One registration, from start to goodbye; raises FencedError when it is lost and no handler code runs any more."""
         settings = self._settings
         conninfo = worker_options(self._client.dsn, "worker", settings.lease)
         try:
-            connection = await connect(conninfo)
-            worker_id = await workers.register(
-                connection, self._version, settings.worker_concurrency, self._registry.kinds(), settings.lease
-            )
+            connection, worker_id = await self._register(conninfo)
         except psycopg.Error as error:
             raise unreachable(self._client.dsn, error) from None
-        dispatcher = self._dispatcher = Dispatcher(conninfo, connection, worker_id, settings.lease, self._make_run)
-        heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
+        heartbeat = self._heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
+        dispatcher = self._dispatcher = Dispatcher(
+            conninfo, connection, worker_id, settings.lease, self._make_run, in_contact=lambda: heartbeat.in_contact
+        )
         self._maintenance = upkeep.Maintenance(conninfo, worker_id, heartbeat, settings.max_losses, self._cancel)
         heartbeat.start()
         consumers = [
@@ -104,10 +141,14 @@ class Worker:
         self.ready.set()
         try:
             return await self._until_stopped(dispatcher, turns, consumers, helpers)
+        except BaseException:
+            await self._let_go(dispatcher)  # whatever it was, no handler may go on without a heartbeat
+            raise
         finally:
             await _cancel_all([turns, *consumers, *helpers])
-            await dispatcher.close()
-            await asyncio.to_thread(heartbeat.stop)
+            await _cancel_all([asyncio.create_task(dispatcher.close(), name="goodbye")], patience=GOODBYE)
+            if not self.handler_code_runs():  # else it watches over them until the process has ended
+                await asyncio.to_thread(heartbeat.stop)
 
     async def _until_stopped(
         self,
@@ -119,9 +160,6 @@ class Worker:
         stop = asyncio.create_task(_wait_for(self._stop_requested))
         try:
             await asyncio.wait({stop, turns, *consumers, *helpers}, return_when=asyncio.FIRST_COMPLETED)
-            if turns.done() and isinstance(turns.exception(), FencedError):
-                await self._let_go(dispatcher)
-                raise FencedError
             for task in (turns, *consumers, *helpers):
                 if task.done():
                     task.result()  # a defect of ours: it ends the worker with its own error, and others take over
@@ -130,7 +168,7 @@ class Worker:
             stop.cancel()
 
     async def _let_go(self, dispatcher: Dispatcher) -> None:
-        """After the fence: no handler of ours may go on. The heartbeat's watch ends the process if one does."""
+        """No handler of ours may go on. The heartbeat's watch ends the process if one does for longer than the lease allows."""
         dispatcher.stop_claiming()
         self._stop_runs(Stop.FENCE)
         ends = [asyncio.create_task(_wait_for(run.ended)) for run in dispatcher.runs.values() if run.active]
@@ -138,7 +176,7 @@ class Worker:
             await asyncio.wait(ends, timeout=LAST_WORD)
             await _cancel_all(ends)
         if self.handler_code_runs():
-            exit_fenced("the lease is lost and handler code still runs: exiting, so that no second copy can")
+            exit_fenced("handler code still runs though it was told to stop: exiting, so that no second copy can")
 
     async def _drain(
         self, dispatcher: Dispatcher, turns: asyncio.Task[None], consumers: list[asyncio.Task[None]]
@@ -241,7 +279,18 @@ async def _all_done(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+async def _cancel_all(tasks: Sequence[asyncio.Task[Any]], patience: float = 0.0) -> None:
+    """Cancel tasks, after `patience` seconds to end by themselves, and wait until they have ended.
+
+    Not for ever: one that waits for a server that does not answer is left behind.
+    """
+    if patience:
+        await asyncio.wait(tasks, timeout=patience)
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    ended, left = await asyncio.wait(tasks, timeout=GOODBYE)
+    for task in ended:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("%s had ended with %s", task.get_name(), type(error).__name__, exc_info=error)
+    if left:
+        logger.warning("the database does not answer; left behind: %s", ", ".join(task.get_name() for task in left))

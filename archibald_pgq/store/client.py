@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 from sqlalchemy import Select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from archibald_pgq.domain.job import JobRecord
@@ -174,6 +175,10 @@ class Client:
     def _translated(self, *, ours: bool) -> Iterator[None]:
         try:
             yield
+        except PoolTimeoutError as error:
+            raise DatabaseError(
+                f"the database at {redacted(self.dsn)} does not answer: all connections wait"
+            ) from error
         except (psycopg.Error, DBAPIError) as error:
             translated = self._translate(error)
             if translated is None and ours:
@@ -206,7 +211,7 @@ class Client:
                 return DatabaseError(f"the database at {redacted(self.dsn)} refuses: {message}")
             case str() if state[:2] in {"22", "54"}:
                 return InvalidJobError(f"the database cannot take this: {message}")
-            case None if isinstance(cause, psycopg.OperationalError):
+            case None if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):
                 return unreachable(self.dsn, cause)
             case str() if state[:2] in {"08", "28", "3D", "53", "57"} and isinstance(cause, psycopg.Error):
                 return unreachable(self.dsn, cause)

@@ -19,16 +19,20 @@ SELECT %(host)s, %(pid)s, %(version)s, %(concurrency)s, %(kinds)s, %(lease)s, a.
 RETURNING id
 """
 # The old backend may still hold the agents' locks behind a broken connection: end it, and only it, before taking them again.
-_MOVE = """
-WITH old AS (
+_END_OLD = """
+WITH old AS MATERIALIZED (
   SELECT s.pid FROM archibald.workers w JOIN pg_stat_activity s ON s.pid = w.backend_pid AND s.backend_start = w.backend_start
    WHERE w.id = %(worker)s AND s.pid <> pg_backend_pid()
-), ended AS (
-  SELECT pg_terminate_backend(pid, 1000) FROM old
 )
+SELECT pg_terminate_backend(pid, 1000) FROM old
+"""
+# FOR UPDATE: a turn of the old backend that is still under way holds the row FOR KEY SHARE. Until it has ended it is not known what is
+# ours; this fails after the lock_timeout, and the caller tries again.
+_MOVE = """
+WITH me AS MATERIALIZED (SELECT id FROM archibald.workers WHERE id = %(worker)s FOR UPDATE)
 UPDATE archibald.workers w SET backend_pid = a.pid, backend_start = a.backend_start
-  FROM pg_stat_activity a
- WHERE a.pid = pg_backend_pid() AND w.id = %(worker)s AND (SELECT count(*) FROM ended) >= 0
+  FROM pg_stat_activity a, me
+ WHERE a.pid = pg_backend_pid() AND w.id = me.id
 RETURNING w.fenced_at IS NULL
 """
 BEAT = """
@@ -43,9 +47,14 @@ SELECT (SELECT count(*) FROM beat),
 _CANCELS = (
     "SELECT id FROM archibald.jobs WHERE worker_id = %s AND state = 'running' AND cancel_requested_at IS NOT NULL"
 )
-_STOP = "UPDATE archibald.workers SET stopped_at = clock_timestamp() WHERE id = %s AND fenced_at IS NULL"
+# Not while a lane is this worker's (a claim whose reply was lost): nobody fences one that said goodbye, the lane would be stuck for ever.
+_STOP = """
+UPDATE archibald.workers w SET stopped_at = clock_timestamp()
+ WHERE w.id = %(worker)s AND w.fenced_at IS NULL
+   AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = w.id AND a.state = 'running')
+"""
 _FENCE = "SELECT worker, host, pid FROM archibald.fence_stale_workers(%s)"
-_END_BACKENDS = "SELECT archibald.end_fenced_backends()"
+_END_BACKENDS = "SELECT archibald.end_lost_backends()"
 _RELEASE = "SELECT user_id, job, fate FROM archibald.release_fenced_lanes(%s, %s)"
 _PARTITIONS = "SELECT archibald.make_history_partitions(%s)"
 _SWEEP_KEYS = """
@@ -100,13 +109,14 @@ async def register(connection: Connection, version: str, concurrency: int, kinds
 
 async def move(connection: Connection, worker_id: int) -> bool:
     """After a reconnect: end the worker's old backend and record this one; False if the worker was fenced meanwhile."""
+    await connection.execute(_END_OLD, {"worker": worker_id})
     row = await (await connection.execute(_MOVE, {"worker": worker_id})).fetchone()
     return row is not None and bool(row[0])
 
 
 async def stop(connection: Connection, worker_id: int) -> None:
-    """Say goodbye, so that nobody waits for this worker's lease."""
-    await connection.execute(_STOP, (worker_id,))
+    """Say goodbye, so that nobody waits for this worker's lease; does nothing while a lane is still this worker's."""
+    await connection.execute(_STOP, {"worker": worker_id})
 
 
 async def cancel_requests(connection: Connection, worker_id: int) -> list[int]:
@@ -119,8 +129,8 @@ async def fence_stale(connection: Connection, me: int) -> list[Fenced]:
     return [Fenced(*row) for row in await (await connection.execute(_FENCE, (me,))).fetchall()]
 
 
-async def end_fenced_backends(connection: Connection) -> None:
-    """Terminate the recorded backends of fenced workers, so that the agents' locks they hold are free."""
+async def end_lost_backends(connection: Connection) -> None:
+    """Terminate the recorded backends of lost workers, so that what they hold is free."""
     await connection.execute(_END_BACKENDS)
 
 

@@ -225,9 +225,7 @@ async def test_every_enqueue_of_a_sync_names_a_job_that_exists_while_it_runs_at_
             jobs = []
             while not ended.is_set() or jobs:
                 outcomes = (Outcome.completed("1"), Outcome.gone_back(), Outcome.completed("1"))
-                jobs = (
-                    await worker.turn(*((job, outcomes[job.epoch % 3]) for job in jobs), want=1, look=True)
-                ).claimed
+                jobs = (await worker.turn(*((job, outcomes[job.epoch % 3]) for job in jobs), want=1, look=True)).claimed
             assert await look.value("SELECT count(*) FROM archibald.jobs") == 0
 
     working = asyncio.create_task(work())

@@ -102,7 +102,9 @@ async def test_an_enqueue_for_a_busy_agent_does_not_notify(look: Look, database:
         assert await look.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0
 
 
-async def test_every_job_runs_while_many_enqueue_and_several_workers_run_at_full_speed(look: Look, database: str) -> None:
+async def test_every_job_runs_while_many_enqueue_and_several_workers_run_at_full_speed(
+    look: Look, database: str
+) -> None:
     """Autocommit, long and rolled back transactions, delays, cancels, and an outside session that takes and holds things."""
     ended = asyncio.Event()
 
@@ -130,7 +132,9 @@ async def test_every_job_runs_while_many_enqueue_and_several_workers_run_at_full
             while not ended.is_set():
                 n += 1
                 async with own.connection.transaction():
-                    await own.rows("SELECT FROM archibald.jobs WHERE user_id = %s FOR UPDATE SKIP LOCKED", f"user-{n % 9}")
+                    await own.rows(
+                        "SELECT FROM archibald.jobs WHERE user_id = %s FOR UPDATE SKIP LOCKED", f"user-{n % 9}"
+                    )
                     if await own.value("SELECT archibald.try_lock_agent(%s)", f"user-{n % 5}"):
                         await own.value("SELECT archibald.unlock_agent(%s)", f"user-{n % 5}")
 
@@ -347,7 +351,9 @@ async def test_locks_of_this_session_that_belong_to_no_lane_are_dropped_however_
         await look.value(ENQUEUE, "alice", "submit-order")
         await worker.claim_one()
         for _ in range(3):
-            await worker.connection.execute("SELECT pg_try_advisory_lock(archibald.lock_key(u)) FROM unnest(%s::text[]) AS u", [users])
+            await worker.connection.execute(
+                "SELECT pg_try_advisory_lock(archibald.lock_key(u)) FROM unnest(%s::text[]) AS u", [users]
+            )
         assert await store.drop_stray_locks(worker.connection, worker.worker_id) == 20
         assert await agent_locks(look) == 1  # alice's
         assert await look.value("SELECT archibald.try_lock_agent('alice')") is False
@@ -369,8 +375,17 @@ async def test_a_kind_that_only_another_live_worker_handles_is_left_to_it(look: 
             await look.rows("UPDATE archibald.jobs SET priority = 0 WHERE id = %s", edit)
         await look.rows(BEAT_IS_OLD, other.worker_id)
         (lane,) = await look.rows("SELECT id, epoch FROM archibald.agents WHERE user_id = 'alice'")
-        await look.rows("SELECT FROM archibald.settle(%s, %s, %s, %s, %s, %s, %s, %s)", worker.worker_id, [lane[0]], [lane[1]], [submit],
-                        ["complete"], ["1"], [None], [0.0])
+        await look.rows(
+            "SELECT FROM archibald.settle(%s, %s, %s, %s, %s, %s, %s, %s)",
+            worker.worker_id,
+            [lane[0]],
+            [lane[1]],
+            [submit],
+            ["complete"],
+            ["1"],
+            [None],
+            [0.0],
+        )
         assert (await worker.claim_one()).job_id == edit  # nobody alive handles it: it shall fail
 
 
@@ -402,7 +417,9 @@ async def test_cancelling_works_in_every_state(look: Look, database: str) -> Non
         await worker.settle(await worker.claim_one())
         assert await look.value(cancel, done) == "completed"
         assert await look.value(cancel, 10**15) is None
-        delayed = await look.value("SELECT archibald.enqueue('alice', 'edit-order', run_after => now() + interval '1 h')")
+        delayed = await look.value(
+            "SELECT archibald.enqueue('alice', 'edit-order', run_after => now() + interval '1 h')"
+        )
         assert await look.value(cancel, delayed) == "cancelled"
         assert await drain(worker, look) == 0
 
@@ -414,7 +431,7 @@ async def lost(look: Look, worker: Hand, by: Hand, max_losses: int = 3) -> list[
     """Let a worker's lease run out and another take over."""
     await look.rows(BEAT_IS_OLD, worker.worker_id)
     assert [fenced.worker_id for fenced in await workers.fence_stale(by.connection, by.worker_id)] == [worker.worker_id]
-    await workers.end_fenced_backends(by.connection)
+    await workers.end_lost_backends(by.connection)
     return await workers.release_fenced(by.connection, 100, max_losses)
 
 
@@ -423,7 +440,7 @@ async def test_only_the_backend_of_the_fenced_worker_is_ended(look: Look, databa
         await look.rows(BEAT_IS_OLD, silent.worker_id)
         before = await look.value("SELECT count(*) FROM pg_stat_activity")
         await workers.fence_stale(other.connection, other.worker_id)
-        await workers.end_fenced_backends(other.connection)
+        await workers.end_lost_backends(other.connection)
         pid = silent.connection.info.backend_pid
         await look.until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", pid)
         assert await bystander.value("SELECT 1") == 1
@@ -450,11 +467,15 @@ async def test_a_worker_in_a_turn_is_fenced_after_it_or_when_it_is_frozen_and_ot
         async with frozen.connection.transaction():
             assert (await frozen.claim_one()).job_id == job
             assert [item.worker_id for item in await self_and(look, frozen, silent, other)] == [silent.worker_id]
-            await look.rows("UPDATE archibald.workers SET beat = now() - interval '13 s' WHERE id = %s", frozen.worker_id)
+            await look.rows(
+                "UPDATE archibald.workers SET beat = now() - interval '13 s' WHERE id = %s", frozen.worker_id
+            )
             fenced = await workers.fence_stale(other.connection, other.worker_id)
             assert [item.worker_id for item in fenced] == [frozen.worker_id]
-            await workers.end_fenced_backends(other.connection)
-            await look.until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", frozen.connection.info.backend_pid)
+            await workers.end_lost_backends(other.connection)
+            await look.until(
+                "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", frozen.connection.info.backend_pid
+            )
             # its claim never happened
             assert (await other.claim_one()).job_id == job
             await frozen.connection.close()
@@ -552,7 +573,7 @@ async def test_a_takeover_in_small_batches_frees_every_lane(look: Look, database
         assert len(await silent.claim(want=25)) == 25
         await look.rows(BEAT_IS_OLD, silent.worker_id)
         await workers.fence_stale(other.connection, other.worker_id)
-        await workers.end_fenced_backends(other.connection)
+        await workers.end_lost_backends(other.connection)
         sizes = [len(await workers.release_fenced(other.connection, 10, 3)) for _ in range(4)]
         assert sizes == [10, 10, 5, 0]
         assert await drain(other, look) == 25
@@ -593,10 +614,15 @@ async def test_a_worker_reads_committed_whatever_the_database_or_the_dsn_say(loo
     )
     separator = "&" if "?" in database else "?"
     async with hand(f"{database}{separator}options=-c%20work_mem%3D8MB") as worker:
-        shown = [await (await worker.connection.execute(f"SHOW {name}")).fetchone() for name in ("transaction_isolation", "lock_timeout", "work_mem")]
+        shown = [
+            await (await worker.connection.execute(f"SHOW {name}")).fetchone()
+            for name in ("transaction_isolation", "lock_timeout", "work_mem")
+        ]
         assert shown == [("read committed",), ("200ms",), ("8MB",)]
         await look.value(ENQUEUE, "alice", "submit-order")
         assert await drain(worker, look) == 1
         async with looking(database) as other:
             with pytest.raises(psycopg.errors.RaiseException, match="needs READ COMMITTED"):
-                await other.rows("SELECT archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, false)", worker.worker_id)
+                await other.rows(
+                    "SELECT archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, false)", worker.worker_id
+                )

@@ -49,7 +49,7 @@ BEGIN
          CASE event WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
          priority, run_after, requeue_count, losses, attempt + (event <> 'cancel')::integer, max_attempts,
          idempotency_key, payload, progress, progress_label, result::jsonb,
-         coalesce(error, CASE event WHEN 'cancel' THEN 'cancelled on request' END), worker_id, epoch, created_at, waiting_since,
+         CASE event WHEN 'cancel' THEN 'cancelled on request' ELSE error END, worker_id, epoch, created_at, waiting_since,
          started_at, v_now
     FROM done;
 

@@ -2,41 +2,38 @@
 
 -- Fences every worker whose lease has run out. From then on its heartbeat and its turns find no row, and its settles are refused.
 -- Also one that has said goodbye and still owns a lane (the reply of its last claim was lost): nobody else would ever free it.
--- One that is in a turn just now is passed over: the turn ends, or its frozen client keeps it open; then, after a second lease, it is
--- fenced all the same, and end_fenced_backends() ends that turn.
+-- FOR UPDATE, because a turn holds its worker's row FOR KEY SHARE: a fence comes before a turn or after it, never into it.
 CREATE FUNCTION archibald.fence_stale_workers(p_me bigint) RETURNS TABLE (worker bigint, host text, pid integer)
 LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$
-  WITH stale AS MATERIALIZED (
-    SELECT w.id, w.beat < clock_timestamp() - 2 * make_interval(secs => w.lease_s) AS long
-      FROM archibald.workers w
-     WHERE w.id <> p_me AND w.fenced_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => w.lease_s)
-       AND (w.stopped_at IS NULL OR EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = w.id AND a.state = 'running'))
-       AND EXISTS (SELECT FROM archibald.workers me WHERE me.id = p_me AND me.fenced_at IS NULL)
-  ), between_turns AS MATERIALIZED (
-    SELECT w.id FROM archibald.workers w WHERE w.id IN (SELECT id FROM stale) ORDER BY w.id FOR UPDATE SKIP LOCKED
-  )
   UPDATE archibald.workers w
      SET fenced_at = clock_timestamp()
-   WHERE w.id IN (SELECT id FROM between_turns UNION ALL SELECT id FROM stale WHERE long)
-     AND w.fenced_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => w.lease_s)
+   WHERE w.id IN (SELECT s.id FROM archibald.workers s
+                   WHERE s.id <> p_me AND s.fenced_at IS NULL AND s.beat < clock_timestamp() - make_interval(secs => s.lease_s)
+                     AND (s.stopped_at IS NULL OR EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = s.id AND a.state = 'running'))
+                     AND EXISTS (SELECT FROM archibald.workers me WHERE me.id = p_me AND me.fenced_at IS NULL)
+                   ORDER BY s.id FOR UPDATE SKIP LOCKED)
   RETURNING w.id, w.host, w.pid
 $$;
 
 -- Ends the recorded backend of a fenced worker, so that its session locks go: that backend only (pid and start), never another holder's.
--- The backends are found first. In one WHERE the planner calls pg_terminate_backend() for every row of pg_stat_activity before it
--- joins them with the workers, and ends all sessions of the server.
-CREATE FUNCTION archibald.end_fenced_backends() RETURNS SETOF integer
+-- Also of one that is silent for two leases and could not be fenced: a turn of it hangs (a stopped process reads no reply) and holds its
+-- row. That turn is rolled back, and the next look fences the worker.
+-- MATERIALIZED: which ones is settled before any is ended. In a WHERE the planner calls the function below the join, for every backend.
+CREATE FUNCTION archibald.end_lost_backends() RETURNS SETOF integer
 LANGUAGE sql AS $$
-  WITH fenced AS MATERIALIZED (
-    SELECT s.pid FROM archibald.workers w JOIN pg_stat_activity s ON s.pid = w.backend_pid AND s.backend_start = w.backend_start
-     WHERE w.fenced_at IS NOT NULL AND s.pid <> pg_backend_pid() AND s.datname = current_database()
+  WITH lost AS MATERIALIZED (
+    SELECT s.pid FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid AND w.backend_start = s.backend_start
+     WHERE (w.fenced_at IS NOT NULL OR w.stopped_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => 2 * w.lease_s))
+       AND s.pid <> pg_backend_pid() AND s.datname = current_database()
+  ), ended AS MATERIALIZED (
+    SELECT pid, pg_terminate_backend(pid) AS done FROM lost
   )
-  SELECT pid FROM fenced WHERE pg_terminate_backend(pid)
+  SELECT pid FROM ended WHERE done
 $$;
 
 -- Releases a bounded number of lanes of fenced workers; an error on one does not stop the others. Of each lane's turn:
 -- a write that had started may have had its effect and goes to needs_review (unless its operation is idempotent); anything else
--- runs again at once, or is cancelled if that was asked for; a job whose workers died p_max_losses times fails. No attempt is spent.
+-- runs again at once, unless somebody asked to cancel it; a job whose workers died p_max_losses times fails. No attempt is spent.
 -- A row that a caller holds is an error of its lane: NOWAIT, because 100 waits of a lock_timeout would be spent holding 100 lanes.
 -- Lock order: lane, job, history.
 CREATE FUNCTION archibald.release_fenced_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, job bigint, fate text)
@@ -54,14 +51,15 @@ BEGIN
   LOOP
     BEGIN
       FOR v_job IN
-        SELECT j.id, j.losses + 1 AS losses, j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful, j.cancel_requested_at
+        SELECT j.id, j.losses + 1 AS losses, j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful,
+               j.cancel_requested_at IS NOT NULL AS unwanted
           FROM archibald.jobs j LEFT JOIN archibald.operations o ON o.kind = j.kind
          WHERE j.agent_id = v_lane.id AND j.state = 'running' FOR UPDATE OF j NOWAIT
       LOOP
         user_id := v_lane.user_id;
         job := v_job.id;
-        fate := CASE WHEN v_job.doubtful THEN 'needs_review' WHEN v_job.losses >= p_max_losses THEN 'failed'
-                     WHEN v_job.cancel_requested_at IS NOT NULL THEN 'cancelled' ELSE 'queued' END;
+        fate := CASE WHEN v_job.doubtful THEN 'needs_review' WHEN v_job.unwanted THEN 'cancelled'
+                     WHEN v_job.losses >= p_max_losses THEN 'failed' ELSE 'queued' END;
         IF fate IN ('failed', 'cancelled') THEN
           WITH gone AS (DELETE FROM archibald.jobs j WHERE j.id = v_job.id RETURNING j.*)
           INSERT INTO archibald.job_history (
@@ -92,19 +90,27 @@ BEGIN
       RETURN NEXT;
     END;
   END LOOP;
+  IF FOUND THEN
+    PERFORM pg_notify('archibald', 'wake');    -- else these agents wait for the next poll
+  END IF;
 END $$;
 
 -- What a worker owns, after a reconnect: it compares this with what it runs, re-takes those locks and gives back the rest.
--- All of it, and without a row lock: a lane that is left out, because a caller holds it or there are many, would be taken for lost, and its
--- handler stopped. Only a takeover changes an owned lane, and that ends this session's part anyway.
+-- All of it, and without locking the lanes: one that is left out, because a caller holds it or there are many, would be taken for lost and
+-- its handler stopped. The worker's row stands for its lanes: while it is locked nobody fences the worker, so nobody else writes them.
+-- A fenced worker owns nothing.
 CREATE FUNCTION archibald.retake(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, jobs bigint[], got boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
+  PERFORM 1 FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
   RETURN QUERY
     WITH mine AS MATERIALIZED (
       SELECT a.id, a.epoch, a.turn_job_ids, a.lock_key FROM archibald.agents a
-       WHERE a.state = 'running' AND a.worker_id = p_worker ORDER BY a.id
+       WHERE a.state = 'running' AND a.worker_id = p_worker
     ), held AS MATERIALIZED (
       SELECT (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
        WHERE locktype = 'advisory' AND objsubid = 1 AND pid = pg_backend_pid()

@@ -143,8 +143,8 @@ BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'archibald.turn needs READ COMMITTED: each of its statements must see what was committed before it';
   END IF;
-  -- A takeover that fences this worker passes over it while this turn lasts, or this turn sees the fence. KEY SHARE, because any stronger
-  -- lock would make this worker's own heartbeat wait for its turn.
+  -- FOR KEY SHARE: a takeover that fences this worker (FOR UPDATE) leaves it alone until this turn has ended, or this turn sees the
+  -- fence. Not FOR SHARE: the heartbeat would wait for each turn, and a slow one would cost the lease.
   SELECT w.kinds INTO v_kinds FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
     RETURN QUERY SELECT 'fenced', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb,

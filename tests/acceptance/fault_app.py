@@ -1,0 +1,98 @@
+"""The app that the workers of the fault tests run: handlers that do what a job's data says, and write down when.
+
+`FAULT_FOLDER` names the folder with the history and the gates; a gate is a file that a test makes to let handlers go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from archibald_pgq import Archibald, JobContext
+from tests.acceptance.history import Event, append, now
+
+FOLDER = Path(os.environ.get("FAULT_FOLDER", "."))
+WORKER = os.environ.get("FAULT_WORKER", "")
+HISTORY = "history.jsonl"
+LOOK_EVERY = 0.01
+
+app = Archibald()
+
+
+def note(what: str, ctx: JobContext, how: str = "") -> None:
+    """Write down what a handler does."""
+    append(FOLDER / HISTORY, Event(now(), what, os.getpid(), WORKER, ctx.job_id, ctx.user_id, how))
+
+
+async def gate(name: str) -> None:
+    """Wait until a test opens this gate."""
+    while not (FOLDER / name).exists():  # noqa: ASYNC110  # another process makes it
+        await asyncio.sleep(LOOK_EVERY)
+
+
+async def act(ctx: JobContext, data: dict[str, Any]) -> dict[str, Any]:
+    """Do what the data says, between a `start` and an `end` in the history."""
+    note("start", ctx)
+    try:
+        await _act(ctx, data)
+    except BaseException as error:
+        note("end", ctx, type(error).__name__)
+        raise
+    note("end", ctx, "returned")
+    return {"worker": WORKER}
+
+
+async def _act(ctx: JobContext, data: dict[str, Any]) -> None:
+    match data:
+        case {"do": "report", "gate": str(name)}:
+            await _reporting(ctx, name)
+        case {"do": "wait", "gate": str(name)}:
+            await gate(name)
+        case {"do": "short", "seconds": float(seconds)}:
+            await asyncio.sleep(seconds)
+        case {"do": "block", "seconds": float(seconds)}:
+            time.sleep(seconds)  # noqa: ASYNC251  # the fault under test
+        case {"do": "ignore", "gate": str(name)}:
+            await _ignoring_cancellation(name)
+        case {"do": "die"}:
+            os._exit(9)
+        case other:
+            raise ValueError(f"there is nothing to do in {other}")
+
+
+async def _reporting(ctx: JobContext, name: str) -> None:
+    waiting = asyncio.create_task(gate(name))
+    try:
+        while not waiting.done():
+            await ctx.progress(50, "half way")
+            await asyncio.wait({waiting}, timeout=LOOK_EVERY)
+    finally:
+        waiting.cancel()
+
+
+async def _ignoring_cancellation(name: str) -> None:
+    waiting = asyncio.create_task(gate(name))
+    while not waiting.done():
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            continue
+
+
+def register(to: Archibald) -> None:
+    """Make `act` the handler of the kinds of these tests."""
+    to.operation("fault-write", job_class="write", priority=10)(act)
+    to.operation("fault-idempotent", job_class="write", priority=20, idempotent=True)(act)
+    to.operation("fault-read", job_class="read", priority=30)(act)
+    to.operation("fault-timed", job_class="read", priority=30, timeout=0.3)(act)
+    to.operation("fault-sync", job_class="sync", priority=40)(act)
+
+
+register(app)
+
+bystander = Archibald()
+"""For a worker that has no handler of those kinds: it takes over, but runs nothing itself."""
+bystander.operation("fault-none", job_class="read")(act)

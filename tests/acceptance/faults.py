@@ -1,0 +1,382 @@
+"""What the fault tests share.
+
+Workers as real processes, real signals, gates that hold handlers, a Postgres that can be restarted, and a network that loses replies.
+
+Nothing here sleeps to make something true: everything waits for a line in the history, a condition in the database, a line in a worker's
+log or the end of a process, each with a deadline only so that a broken promise fails instead of hanging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from archibald_pgq import Archibald
+from archibald_pgq.store import embedded
+from archibald_pgq.store.embedded.account import make_private, prepare_folder, reachable
+from archibald_pgq.store.embedded.cluster import Cluster
+from archibald_pgq.store.embedded.layout import layout_of
+from tests.acceptance import fault_app
+from tests.acceptance.history import Event, JobRow, append, now, read, violations
+from tests.support import LOOK_EVERY, Look, looking
+
+PATIENCE = 40.0
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    """Wait until a condition outside the database is true; return its value."""
+    async with asyncio.timeout(PATIENCE):
+        while not (value := condition()):  # noqa: ASYNC110  # of other processes
+            await asyncio.sleep(LOOK_EVERY)
+        return value
+
+
+class Daemon:
+    """One worker process."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.name, self.process, self.pid, self.log = name, process, process.pid, log
+        self.worker_id = 0
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    async def exit_code(self) -> int:
+        """Wait for the end of the process."""
+        await until(lambda: self.process.poll() is not None)
+        return self.process.returncode
+
+    async def until_logged(self, words: str, times: int = 1) -> None:
+        """Wait until it has logged this text."""
+        await until(lambda: self.log.read_text().count(words) >= times)
+
+
+class Scene:
+    """A database, a folder with history and gates, and the workers that a test starts."""
+
+    def __init__(self, database: str, folder: Path, look: Look, app: Archibald) -> None:
+        self.database, self.folder, self.look, self.app = database, folder, look, app
+        self.history = folder / fault_app.HISTORY
+        self.daemons: list[Daemon] = []
+
+    # -- workers
+
+    async def start(self, name: str, *, of: str = "app", database: str | None = None, **settings: Any) -> Daemon:
+        """Start a worker and wait until it is registered; settings as environment variables."""
+        daemon = self._spawn(name, of, database or self.database, settings)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                rows = await self.look.rows(
+                    "SELECT id FROM archibald.workers WHERE pid = %s AND stopped_at IS NULL ORDER BY id DESC",
+                    daemon.pid,
+                )
+                if rows:
+                    daemon.worker_id = rows[0][0]
+                    return daemon
+                assert daemon.process.poll() is None, daemon.log.read_text()
+                await asyncio.sleep(LOOK_EVERY)
+
+    def _spawn(self, name: str, of: str, database: str, settings: dict[str, Any]) -> Daemon:
+        environment = {
+            **os.environ,
+            "ARCHIBALD_DATABASE_URL": database,
+            "FAULT_FOLDER": str(self.folder),
+            "FAULT_WORKER": name,
+            **{key: str(value) for key, value in settings.items()},
+        }
+        log = self.folder / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "archibald_pgq", "run", f"tests.acceptance.fault_app:{of}"],
+                cwd=CHECKOUT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        append(self.history, Event(now(), "spawned", process.pid, name))
+        daemon = Daemon(name, process, log)
+        self.daemons.append(daemon)
+        return daemon
+
+    async def kill(self, daemon: Daemon) -> None:
+        """SIGKILL; the history gets the time of death."""
+        daemon.process.kill()
+        await self.died(daemon)
+
+    async def died(self, daemon: Daemon) -> int:
+        """Wait until a process has ended by itself or otherwise, and write it down."""
+        code = await daemon.exit_code()
+        append(self.history, Event(now(), "killed", daemon.pid, daemon.name))
+        return code
+
+    async def freeze(self, daemon: Daemon) -> None:
+        """SIGSTOP; returns when the process is stopped."""
+        daemon.signal(signal.SIGSTOP)
+        await until(lambda: psutil.Process(daemon.pid).status() == psutil.STATUS_STOPPED)
+        append(self.history, Event(now(), "stopped", daemon.pid, daemon.name))
+
+    def thaw(self, daemon: Daemon) -> None:
+        """SIGCONT."""
+        append(self.history, Event(now(), "continued", daemon.pid, daemon.name))
+        daemon.signal(signal.SIGCONT)
+
+    async def until_trusted(self, daemon: Daemon, lease: float) -> None:
+        """Wait until a worker may take over from others: it has beaten for a lease and a beat."""
+        await self.look.until(
+            "SELECT beat > started_at + make_interval(secs => %s) FROM archibald.workers WHERE id = %s",
+            lease + min(lease / 6, 1),
+            daemon.worker_id,
+        )
+
+    async def until_anew(self, daemon: Daemon) -> None:
+        """Wait until a worker that was fenced has registered anew, as the same process."""
+        await self.look.until(
+            "SELECT EXISTS (SELECT FROM archibald.workers WHERE pid = %s AND id > %s)", daemon.pid, daemon.worker_id
+        )
+
+    async def stop_all(self) -> None:
+        """SIGTERM to all that run; each must end with 0."""
+        running = [daemon for daemon in self.daemons if daemon.process.poll() is None]
+        for daemon in running:
+            daemon.signal(signal.SIGTERM)
+        for daemon in running:
+            assert await daemon.exit_code() == 0, daemon.log.read_text()
+
+    def clear(self) -> None:
+        """End what is left, whatever state it is in."""
+        for daemon in self.daemons:
+            if daemon.process.poll() is None:
+                daemon.process.kill()
+            daemon.process.wait()
+
+    # -- jobs
+
+    async def enqueue(self, kind: str, user_id: str, do: str = "wait", **data: Any) -> int:
+        """Enqueue a job; a handler that waits does so for the gate `open`, if no other is named."""
+        if do in ("wait", "ignore", "report"):
+            data.setdefault("gate", "open")
+        job = await self.app.enqueue(kind, user_id=user_id, data={"do": do, **data})
+        append(self.history, Event(now(), "enqueued", job_id=job.id, user_id=user_id))
+        return job.id
+
+    def open(self, gate: str = "open") -> None:
+        """Let the handlers at this gate go on, also those still to come."""
+        (self.folder / gate).touch()
+
+    def events(self, what: str, job_id: int) -> list[Event]:
+        """The history's lines of one job."""
+        return [event for event in read(self.history) if event.what == what and event.job_id == job_id]
+
+    async def until_started(self, *jobs: int, times: int = 1) -> None:
+        """Wait until handlers of these jobs have started so often."""
+        for job in jobs:
+            await until(lambda job=job: len(self.events("start", job)) >= times)  # type: ignore[misc]
+
+    async def until_ended(self) -> None:
+        """Wait until no job is queued or running."""
+        await self.look.until("SELECT NOT EXISTS (SELECT FROM archibald.jobs WHERE state IN ('queued', 'running'))")
+
+    async def check(self) -> None:
+        """The checker must find nothing, and no lane may be left with a worker."""
+        rows = await self.look.rows("SELECT id, user_id, priority, state, class = 'sync' FROM archibald.all_jobs")
+        assert violations(read(self.history), [JobRow(*row) for row in rows]) == []
+        assert await self.look.rows("SELECT user_id FROM archibald.agents WHERE state = 'running'") == []
+
+
+@contextlib.asynccontextmanager
+async def scene(database: str) -> AsyncIterator[Scene]:
+    """Set up on a migrated database; whatever the test started is gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="archibald-faults-") as folder:
+        async with Archibald(database) as app, looking(database) as look:
+            fault_app.register(app)
+            made = Scene(database, Path(folder), look, app)
+            try:
+                yield made
+            finally:
+                made.clear()
+
+
+class OwnServer:
+    """A Postgres that the test may stop, start and freeze; nobody else uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        layout = layout_of(folder)
+        account = prepare_folder(layout)
+        make_private(layout, account)
+        self._pid_file = layout.data / "postmaster.pid"
+        self._log = os.open(layout.log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        programs = reachable(embedded.find_programs(), account, layout)
+        self._cluster = Cluster(layout, programs, account, {"fsync": "off", "max_connections": "60"}, self._log)
+        self._cluster.create()
+        self.dsn = layout.dsn
+
+    def process(self) -> psutil.Process:
+        """The postmaster."""
+        return psutil.Process(int(self._pid_file.read_text().split("\n", 1)[0]))
+
+    async def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        self._cluster.launch()
+        await until(self._cluster.ready)
+
+    async def stop(self, number: signal.Signals) -> None:
+        """SIGINT: fast, SIGQUIT: immediate; returns when it has ended."""
+        self.process().send_signal(number)
+        await until(lambda: not self._cluster.alive())
+
+    def freeze(self) -> None:
+        """Nothing of it answers any more."""
+        self._all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on."""
+        self._all(signal.SIGCONT)
+
+    def _all(self, number: signal.Signals) -> None:
+        postmaster = self.process()
+        for process in [postmaster, *postmaster.children(recursive=True)]:
+            process.send_signal(number)
+
+    def close(self) -> None:
+        """End it."""
+        if self._cluster.alive():
+            self.thaw()
+            self._cluster.stop()
+        os.close(self._log)
+
+
+@contextlib.contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """Make one in a folder of its own, not started yet."""
+    folder = Path(tempfile.mkdtemp(prefix="archibald-own-"))
+    try:
+        server = OwnServer(folder)
+        try:
+            yield server
+        finally:
+            server.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Wire:
+    """A TCP address in front of a database, which can lose one reply, or swallow everything."""
+
+    def __init__(self, database: str) -> None:
+        target = conninfo_to_dict(database)
+        self._host, self._port = str(target.get("host", "")), str(target.get("port", "5432"))
+        self._conninfo = database
+        self._lose: bytes | None = None
+        self._delay: bytes | None = None
+        self._delayed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self.lost = asyncio.Event()
+        """Set once a reply was lost."""
+        self.caught = asyncio.Event()
+        """Set once a reply was caught, to be delayed."""
+        self.dsn = ""
+
+    async def __aenter__(self) -> Wire:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        target = conninfo_to_dict(self._conninfo)
+        login = ":".join(quote(str(target[key]), safe="") for key in ("user", "password") if key in target)
+        self.dsn = f"postgresql://{login}@127.0.0.1:{port}/{target['dbname']}?sslmode=disable&gssencmode=disable"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def lose_reply_with(self, words: bytes) -> None:
+        """Of the next reply that has these bytes nothing arrives; its connection breaks."""
+        self._lose = words
+
+    def delay_reply_with(self, words: bytes) -> None:
+        """The next reply that has these bytes arrives when `let_through` is called."""
+        self._delay = words
+
+    def let_through(self) -> None:
+        """See `delay_reply_with`."""
+        self._delayed.set()
+
+    def hold(self) -> None:
+        """Black hole: what is sent arrives nowhere, and nobody is told."""
+        self._flows.clear()
+
+    def release(self) -> None:
+        """Everything arrives again."""
+        self._flows.set()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._flows.wait()
+            if self._host.startswith("/"):
+                up_reader, up_writer = await asyncio.open_unix_connection(f"{self._host}/.s.PGSQL.{self._port}")
+            else:
+                up_reader, up_writer = await asyncio.open_connection(self._host, int(self._port))
+            try:
+                pumps = [
+                    asyncio.create_task(self._pump(reader, up_writer, replies=False)),
+                    asyncio.create_task(self._pump(up_reader, writer, replies=True)),
+                ]
+                try:
+                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for pump in pumps:
+                        pump.cancel()
+                    await asyncio.gather(*pumps, return_exceptions=True)
+            finally:
+                up_writer.close()
+        finally:
+            writer.transport.abort()
+            self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
+        while data := await reader.read(1 << 16):
+            await self._flows.wait()
+            if replies and self._lose is not None and self._lose in data:
+                self._lose = None
+                self.lost.set()
+                return
+            if replies and self._delay is not None and self._delay in data:
+                self._delay = None
+                self.caught.set()
+                await self._delayed.wait()
+            writer.write(data)
+            await writer.drain()
+
+
+def backends(database: str, pattern: str) -> list[int]:
+    """The pids of the workers' connections whose last statement matches."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name LIKE 'archibald-pgq %%' AND query ~ %s",
+            (pattern,),
+        )
+        return [row[0] for row in rows]
