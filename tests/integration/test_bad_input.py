@@ -186,39 +186,38 @@ def test_a_wrong_password_is_refused_and_a_right_one_serves(asking: str, tmp_pat
         assert "Falsch88" not in one.err
 
 
-@pytest.mark.parametrize(
-    ("dsn", "sentence"),
-    [
-        ("mysql://ann:Geheim77@h/d", "the database URL starts with 'mysql'; use postgresql://user@host:port/database"),
-        ("postgresql://ann:Geheim77%zz@h/d", "the database URL cannot be read; write it as .*"),
-        ("postgresql://ann:x/Geheim77@h/d", "the database URL cannot be read; write it as .*"),
-        ("Geheim77", "the database URL cannot be read; write it as .*"),
-        (
-            "postgresql://ann:Geheim77@127.0.0.1:1/shop",
-            "the database at 127.0.0.1:1, database shop cannot be used: Connection refused; "
-            "check ARCHIBALD_DATABASE_URL and that it is up",
-        ),
-        (
-            "postgresql://ann:Geheim77@no-such-host.invalid/shop",
-            "the database at no-such-host.invalid, database shop cannot be used: failed to resolve host .*",
-        ),
-        (
-            "postgresql://ann:Geheim77@/shop?host=/no/such/folder",
-            "the database at /no/such/folder, database shop cannot be used: No such file or directory; .*",
-        ),
-        (
-            f"postgresql://ann@127.0.0.1:1/{DROP.replace(' ', '%20')}",
-            "the database at 127.0.0.1:1, database '; DROP SCHEMA .*",
-        ),
-    ],
-)
-def test_a_database_that_is_wrong_or_down_is_one_sentence_of_every_command(
-    dsn: str, sentence: str, tmp_path: Path
-) -> None:
+BAD_DATABASES = [
+    ("mysql://ann:Geheim77@h/d", "the database URL starts with 'mysql'; use postgresql://user@host:port/database"),
+    ("postgresql://ann:Geheim77%zz@h/d", "the database URL cannot be read; write it as .*"),
+    ("postgresql://ann:x/Geheim77@h/d", "the database URL cannot be read; write it as .*"),
+    ("Geheim77", "the database URL cannot be read; write it as .*"),
+    (
+        "postgresql://ann:Geheim77@127.0.0.1:1/shop",
+        "the database at 127.0.0.1:1, database shop cannot be used: Connection refused; "
+        "check ARCHIBALD_DATABASE_URL and that it is up",
+    ),
+    (
+        "postgresql://ann:Geheim77@no-such-host.invalid/shop",
+        "the database at no-such-host.invalid, database shop cannot be used: failed to resolve host .*",
+    ),
+    (
+        "postgresql://ann:Geheim77@/shop?host=/no/such/folder",
+        "the database at /no/such/folder, database shop cannot be used: No such file or directory; .*",
+    ),
+    (
+        f"postgresql://ann@127.0.0.1:1/{DROP.replace(' ', '%20')}",
+        "the database at 127.0.0.1:1, database '; DROP SCHEMA .*",
+    ),
+]
+
+
+def test_a_database_that_is_wrong_or_down_is_one_sentence_of_every_command(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(GOOD_APP)
     commands = [["migrate"], ["run", "good:app"], ["jobs"], ["enqueue", "submit-order", "alice"]]
-    for one in together(call(*arguments, database=dsn, cwd=tmp_path) for arguments in commands):
-        assert re.fullmatch(sentence, one.refused()), one
+    cases = [(dsn, sentence, arguments) for dsn, sentence in BAD_DATABASES for arguments in commands]
+    ended = together(call(*arguments, database=dsn, cwd=tmp_path) for dsn, _, arguments in cases)
+    for (_, sentence, arguments), one in zip(cases, ended, strict=True):
+        assert re.fullmatch(sentence, one.refused()), (arguments, one)
         assert PASSWORD not in one.err
 
 
@@ -412,16 +411,16 @@ def test_payloads_and_arguments_that_cannot_be_a_job(unchanged: str) -> None:
 
 
 def test_a_payload_over_1_mb_from_stdin(unchanged: str) -> None:
-    arguments = ["enqueue", "submit-order", "alice", "--data", "-"]
-    for stdin, sentence in {
+    cases: dict[str | bytes, str] = {
         '{"a": "' + "x" * 1_048_576 + '"}': r"the payload is 1048585 bytes as JSON; at most 1048576 \(1 MB\) are kept",
         '{"a": "' + "x" * 10_000_000 + '"}': "the payload is no JSON: .*",  # it is not read to its end
         "": "the payload is no JSON: .*",
-    }.items():
-        assert re.fullmatch(sentence, refused(arguments, database=unchanged, stdin=stdin))
-    assert refused(arguments, database=unchanged, stdin=b'{"a": "\xff"}').startswith(
-        "the payload holds a lone surrogate"
-    )
+        b'{"a": "\xff"}': "the payload holds a lone surrogate, which Postgres cannot store; remove it",
+    }
+    arguments = ["enqueue", "submit-order", "alice", "--data", "-"]
+    ended = together(call(*arguments, database=unchanged, stdin=stdin) for stdin in cases)
+    for sentence, one in zip(cases.values(), ended, strict=True):
+        assert re.fullmatch(sentence, one.refused())
 
 
 def test_what_the_command_line_cannot_parse(unchanged: str) -> None:
@@ -438,43 +437,41 @@ def test_what_the_command_line_cannot_parse(unchanged: str) -> None:
 NUL, LONE = "a\x00", "\udcff"
 
 
-@pytest.mark.parametrize(
-    ("given", "error"),
-    [
-        ({"data": [1]}, InvalidJobError),
-        ({"data": "text"}, InvalidJobError),
-        ({"data": {"a": float("nan")}}, InvalidJobError),
-        ({"data": {"a": NUL}}, InvalidJobError),
-        ({"data": {NUL: 1}}, InvalidJobError),
-        ({"data": {"a": LONE}}, InvalidJobError),
-        ({"data": {1: 2}}, InvalidJobError),
-        ({"data": {"a": object()}}, InvalidJobError),
-        ({"data": {"a": "x" * 1_048_576}}, InvalidJobError),
-        ({"data": {"a": [1e300] * 150_000}}, InvalidJobError),
-        ({"data": {"a": [1e300] * 5_000}}, InvalidJobError),
-        ({"user_id": ""}, InvalidJobError),
-        ({"user_id": "u" * 201}, InvalidJobError),
-        ({"user_id": NUL}, InvalidJobError),
-        ({"user_id": LONE}, InvalidJobError),
-        ({"user_id": 7}, InvalidJobError),
-        ({"kind": "no-such-kind"}, UnknownKindError),
-        ({"kind": DROP}, InvalidJobError),
-        ({"idempotency_key": ""}, InvalidJobError),
-        ({"idempotency_key": NUL}, InvalidJobError),
-        ({"delay": -1}, InvalidJobError),
-        ({"delay": float("nan")}, InvalidJobError),
-        ({"delay": float("inf")}, InvalidJobError),
-        ({"delay": "5"}, InvalidJobError),
-        ({"connection": object()}, ConfigError),
-    ],
-)
-async def test_python_refuses_what_cannot_be_a_job(
-    unchanged: str, given: dict[str, Any], error: type[Exception]
-) -> None:
+BAD_IN_PYTHON: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"data": [1]}, InvalidJobError),
+    ({"data": "text"}, InvalidJobError),
+    ({"data": {"a": float("nan")}}, InvalidJobError),
+    ({"data": {"a": NUL}}, InvalidJobError),
+    ({"data": {NUL: 1}}, InvalidJobError),
+    ({"data": {"a": LONE}}, InvalidJobError),
+    ({"data": {1: 2}}, InvalidJobError),
+    ({"data": {"a": object()}}, InvalidJobError),
+    ({"data": {"a": "x" * 1_048_576}}, InvalidJobError),
+    ({"data": {"a": [1e300] * 150_000}}, InvalidJobError),
+    ({"data": {"a": [1e300] * 5_000}}, InvalidJobError),
+    ({"user_id": ""}, InvalidJobError),
+    ({"user_id": "u" * 201}, InvalidJobError),
+    ({"user_id": NUL}, InvalidJobError),
+    ({"user_id": LONE}, InvalidJobError),
+    ({"user_id": 7}, InvalidJobError),
+    ({"kind": "no-such-kind"}, UnknownKindError),
+    ({"kind": DROP}, InvalidJobError),
+    ({"idempotency_key": ""}, InvalidJobError),
+    ({"idempotency_key": NUL}, InvalidJobError),
+    ({"delay": -1}, InvalidJobError),
+    ({"delay": float("nan")}, InvalidJobError),
+    ({"delay": float("inf")}, InvalidJobError),
+    ({"delay": "5"}, InvalidJobError),
+    ({"connection": object()}, ConfigError),
+]
+
+
+async def test_python_refuses_what_cannot_be_a_job(unchanged: str) -> None:
     async with Archibald(unchanged) as app:
-        with pytest.raises(error) as caught:
-            await app.enqueue(**{"kind": "submit-order", "user_id": "alice", **given})
-    assert "\n" not in str(caught.value)
+        for given, error in BAD_IN_PYTHON:
+            with pytest.raises(error) as caught:
+                await app.enqueue(**{"kind": "submit-order", "user_id": "alice", **given})
+            assert "\n" not in str(caught.value), given
 
 
 async def test_a_connection_that_is_none_of_the_three_sorts_is_named(unchanged: str) -> None:
@@ -520,32 +517,30 @@ async def test_python_says_in_one_sentence_that_the_database_is_down() -> None:
 INSERT = "INSERT INTO archibald.jobs (user_id, kind, payload) VALUES (%s, %s, %s)"
 
 
+BAD_IN_SQL: list[tuple[tuple[str | None, str | None, str], str]] = [
+    (("alice", "no-such-kind", "{}"), "AQ001"),
+    (("alice", DROP, "{}"), "AQ001"),
+    (("alice", None, "{}"), "AQ001"),
+    (("", "submit-order", "{}"), "AQ002"),
+    (("u" * 201, "submit-order", "{}"), "AQ002"),
+    ((None, "submit-order", "{}"), "AQ002"),
+    (("alice", "submit-order", "[]"), "AQ002"),
+    (("alice", "submit-order", '"text"'), "AQ002"),
+    (("alice", "submit-order", "nonsense"), "22P02"),
+    (("alice", "submit-order", '{"a": NaN}'), "22P02"),
+    (("alice", "submit-order", '{"a": "\\u0000"}'), "22P05"),
+    (("alice", "submit-order", '{"a": "\\ud800"}'), "22P02"),
+    (("alice", "submit-order", '{"a": "' + "x" * 1_048_576 + '"}'), "23514"),
+]
+
+
 @pytest.mark.parametrize("statement", [INSERT, "SELECT archibald.enqueue(%s, %s, %s)"])
-@pytest.mark.parametrize(
-    ("values", "state"),
-    [
-        (("alice", "no-such-kind", "{}"), "AQ001"),
-        (("alice", DROP, "{}"), "AQ001"),
-        (("alice", None, "{}"), "AQ001"),
-        (("", "submit-order", "{}"), "AQ002"),
-        (("u" * 201, "submit-order", "{}"), "AQ002"),
-        ((None, "submit-order", "{}"), "AQ002"),
-        (("alice", "submit-order", "[]"), "AQ002"),
-        (("alice", "submit-order", '"text"'), "AQ002"),
-        (("alice", "submit-order", "nonsense"), "22P02"),
-        (("alice", "submit-order", '{"a": NaN}'), "22P02"),
-        (("alice", "submit-order", '{"a": "\\u0000"}'), "22P05"),
-        (("alice", "submit-order", '{"a": "\\ud800"}'), "22P02"),
-        (("alice", "submit-order", '{"a": "' + "x" * 1_048_576 + '"}'), "23514"),
-    ],
-    ids=lambda value: value if isinstance(value, str) and len(value) == 5 else "",
-)
-def test_the_database_itself_refuses_what_cannot_be_a_job(
-    unchanged: str, statement: str, values: tuple[Any, ...], state: str
-) -> None:
-    with psycopg.connect(unchanged, autocommit=True) as connection, pytest.raises(psycopg.Error) as caught:
-        connection.execute(statement, values)
-    assert caught.value.sqlstate == state
+def test_the_database_itself_refuses_what_cannot_be_a_job(unchanged: str, statement: str) -> None:
+    with psycopg.connect(unchanged, autocommit=True) as connection:
+        for values, state in BAD_IN_SQL:
+            with pytest.raises(psycopg.Error) as caught:
+                connection.execute(statement, values)
+            assert caught.value.sqlstate == state, values
 
 
 async def test_sql_text_in_every_field_is_inert(database: str, look: Look) -> None:
