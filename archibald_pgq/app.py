@@ -201,7 +201,8 @@ class Archibald:
         """Cancel a job, wherever it is.
 
         Returns:
-            "cancelled" (it waited), "requested" (it runs; its worker stops it within a second), or the state that it had ended in.
+            "cancelled" (it waited), "requested" (it runs; its worker stops it within a second), or "already"
+            with the state in which it had ended before, such as "already completed".
 
         Raises:
             UnknownJobError: there is none with this id.

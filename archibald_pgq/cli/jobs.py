@@ -98,8 +98,6 @@ def cancel(job_id: JobId, as_json_: AsJson = False) -> None:
     if as_json_:
         print_json({"id": job_id, "answer": answer})
     else:
-        typer.echo(
-            CANCELLED.get(answer, "job {id} has already finished: it is {answer}").format(id=job_id, answer=answer)
-        )
+        typer.echo(CANCELLED.get(answer, "nothing to cancel: job {id} is {answer}").format(id=job_id, answer=answer))
     if answer not in CANCELLED:
         raise typer.Exit(1)

@@ -58,6 +58,7 @@ class JobContext:
         self._write = write_progress
         self._pending: tuple[int, str | None] | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def progress(self, percent: int, label: str | None = None) -> None:
         """Show how far the job is: `percent` 0 to 100, `label` up to 200 characters.
@@ -76,7 +77,7 @@ class JobContext:
     async def _write_pending(self) -> None:
         while self._pending is not None:
             await self._write_last()
-            await asyncio.sleep(PROGRESS_INTERVAL)
+            await asyncio.wait({self._over}, timeout=PROGRESS_INTERVAL)
 
     async def _write_last(self) -> None:
         if self._pending is None:
@@ -94,13 +95,9 @@ class JobContext:
         Not at any price: the job's outcome waits for this, and its agent too.
         """
         if self._writer is not None:
-            last = asyncio.create_task(self._end_writing(self._writer), name=f"last progress of job {self.job_id}")
-            await asyncio.wait({last}, timeout=LAST_WRITE)
-            if not last.done():
-                last.cancel()
+            self._over.set_result(None)  # the writer goes on at once with what is pending, and then ends
+            await asyncio.wait({self._writer}, timeout=LAST_WRITE)
+            if not self._writer.done():
+                self._writer.cancel()
                 self.log.warning("the database does not answer: the last progress is not written")
 
-    async def _end_writing(self, writer: asyncio.Task[None]) -> None:
-        writer.cancel()
-        await asyncio.wait({writer})
-        await self._write_last()

@@ -244,7 +244,7 @@ class Client:
         return int(rows[0][0])
 
     async def cancel(self, job_id: int) -> str | None:
-        """Cancel a job: 'cancelled', 'requested' (it runs), its terminal state if it had ended, or None for an unknown id."""
+        """Cancel a job: 'cancelled', 'requested' (it runs), 'already …' with its state if it had ended, or None for an unknown id."""
         rows = await self.run(_CANCEL, {"job": job_id})
         answer = rows[0][0]
         return None if answer is None else str(answer)

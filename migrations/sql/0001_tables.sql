@@ -99,7 +99,10 @@ CREATE TABLE archibald.jobs (                  -- live jobs only
   CONSTRAINT jobs_counts CHECK (requeue_count >= 0 AND losses >= 0 AND attempt >= 0 AND max_attempts >= 1),
   CONSTRAINT jobs_key CHECK (char_length(idempotency_key) BETWEEN 1 AND 200),
   CONSTRAINT jobs_payload_object CHECK (jsonb_typeof(payload) = 'object'),
+  -- deeper than any reader's stack can be trusted with; the same limit as in Python
+  CONSTRAINT jobs_payload_depth CHECK (NOT payload @? '$.**{201 to last}'),
   CONSTRAINT jobs_payload_size CHECK (octet_length(payload::text) <= 1048576),
+  CONSTRAINT jobs_priority CHECK (priority >= 0),
   CONSTRAINT jobs_progress CHECK (progress BETWEEN 0 AND 100),
   CONSTRAINT jobs_running CHECK (state <> 'running' OR (worker_id IS NOT NULL AND agent_id IS NOT NULL))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);

@@ -291,10 +291,10 @@ def test_cancel_of_a_queued_job_and_of_one_that_had_ended(database: str, five_jo
     assert rows(database, "SELECT state FROM archibald.all_jobs WHERE id = %s", waiting) == [("cancelled",)]
     before = fingerprint(database)
     assert command("cancel", str(ended), database=database) == Ended(
-        1, f"job {ended} has already finished: it is failed\n", ""
+        1, f"nothing to cancel: job {ended} is already failed\n", ""
     )
-    again = command("cancel", str(waiting), database=database)  # a cancel that is repeated gets the same answer
-    assert again == Ended(0, f"job {waiting} is cancelled\n", "")
+    again = command("cancel", str(waiting), database=database)
+    assert again == Ended(1, f"nothing to cancel: job {waiting} is already cancelled\n", "")
     assert fingerprint(database) == before
     assert printed(command("cancel", str(five_jobs["c"]), "--json", database=database))["answer"] == "cancelled"
 

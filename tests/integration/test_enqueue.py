@@ -304,9 +304,6 @@ async def test_progress_is_written_at_most_twice_a_second_and_its_last_value_alw
     assert all(pause >= 0.45 for _, pause in rows[1:-1])
 
 
-@pytest.mark.xfail(
-    reason="JobContext.finish cancels a write that is under way, and what it was writing is lost", strict=True
-)
 @pytest.mark.parametrize("pauses", range(4))
 async def test_the_last_progress_is_kept_however_soon_the_handler_ends_after_it(
     app: Archibald, look: Look, pauses: int

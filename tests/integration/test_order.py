@@ -40,10 +40,10 @@ async def test_a_priority_given_by_the_caller_counts_but_never_lifts_a_sync_befo
 ) -> None:
     insert = "INSERT INTO archibald.jobs (user_id, kind, priority) VALUES ('alice', %s, %s) RETURNING id"
     async with hand(database) as worker:
-        sync = await look.value(insert, "sync-orders", -32768)
+        sync = await look.value(insert, "sync-orders", 0)
         last = await look.value(insert, "submit-order", 32767)
         usual = await look.value(ENQUEUE, "alice", "edit-order")
-        first = await look.value(insert, "edit-order", -32768)
+        first = await look.value(insert, "edit-order", 0)
         assert await run_all(worker) == [first, usual, last, sync]
 
 

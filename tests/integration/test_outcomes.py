@@ -195,12 +195,12 @@ async def test_cancel_stops_a_job_that_waits_and_one_that_runs_and_says_so_of_a_
             await running.wait(timeout=20)
         with pytest.raises(JobCancelledError):
             await waiting.wait(timeout=20)
-        assert await app.cancel(running.id) == "cancelled"
+        assert await app.cancel(running.id) == "already cancelled"
         assert stage.contexts[0].cancelled
         await stage.let_go()
         after = await app.enqueue("submit-order", user_id="alice")
         await after.wait(timeout=20)
-        assert await app.cancel(after.id) == "completed"
+        assert await app.cancel(after.id) == "already completed"
     assert len(stage.started) == 2
     assert await look.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 

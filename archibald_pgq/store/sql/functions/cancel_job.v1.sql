@@ -1,5 +1,5 @@
 -- Cancels a job that waits, or asks the worker that runs it to stop. Returns what came of it: 'cancelled', 'requested' (it runs: its
--- worker stops it within a second), the terminal state of a finished job, or NULL for an unknown id.
+-- worker stops it within a second), 'already …' with the state in which it had ended before, or NULL for an unknown id.
 -- Lock order: lane, job, history.
 CREATE FUNCTION archibald.cancel_job(p_job bigint) RETURNS text
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
@@ -12,7 +12,7 @@ BEGIN
   SELECT id, state, turn_job_ids INTO v_lane FROM archibald.agents WHERE id = v_agent FOR NO KEY UPDATE;
   SELECT * INTO v_job FROM archibald.jobs WHERE id = p_job FOR UPDATE;
   IF NOT FOUND THEN
-    RETURN (SELECT state FROM archibald.job_history WHERE id = p_job);
+    RETURN (SELECT 'already ' || state FROM archibald.job_history WHERE id = p_job);
   END IF;
   IF v_job.state = 'running' OR p_job = ANY (v_lane.turn_job_ids) THEN
     UPDATE archibald.jobs SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()) WHERE id = p_job;
