@@ -3,6 +3,8 @@
 
 # The first of these that is Python 3.11 or newer and can make environments is used. To choose: `make PYTHON=python3.12 test`.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
+# Tests run in so many processes; the tests of one file stay together, one after the other.
+PROCESSES ?= 3
 # Further arguments for `make run` and for pytest, e.g. `make test ARGS="-k backoff"`.
 ARGS ?=
 
@@ -25,7 +27,7 @@ run: $(INSTALLED) ## Run the main job: a day of 60 agents against a small ERP, o
 	@$(BIN)/python -m archibald_pgq demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests on a real Postgres: a container where an engine answers, else the bundled one
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(ARGS)
 
 check: lint types imports coverage ## Run what CI runs: lint, types, import directions, tests
 
@@ -42,7 +44,7 @@ imports: $(INSTALLED) ## Check that imports point one way
 # The folder, not the module's name: for a name coverage imports the package and forgets it again, and SQLAlchemy's compiled
 # parts do not survive being imported twice.
 coverage: $(INSTALLED) ## Run the tests and require that they reach all of the domain layer
-	@$(BIN)/python -m pytest -q --cov=archibald_pgq/domain --cov-branch --cov-fail-under=100 \
+	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile --cov=archibald_pgq/domain --cov-branch --cov-fail-under=100 \
 	    --cov-report=term-missing:skip-covered $(ARGS)
 
 format: $(INSTALLED) ## Mend what can be mended without thinking

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import psycopg
 from alembic import context
 from sqlalchemy import create_engine, pool
@@ -16,7 +14,7 @@ from archibald_pgq.store.tables import metadata
 MIGRATION_LOCK = 7310310224816104
 
 
-def _not_a_partition(name: str | None, kind: str, parents: Mapping[str, str | None]) -> bool:
+def _not_a_partition(name: str | None, kind: str, _parents: object) -> bool:
     """The history's partitions come and go by themselves; they are no part of what the code declares."""
     return not (kind == "table" and name is not None and name.startswith("job_history_"))
 

@@ -10,11 +10,13 @@ import pytest
 
 from archibald_pgq import Archibald
 from tests import servers
+from tests.reporting import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown, say
 from tests.support import Look, looking
+
+__all__ = ["pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown"]  # hooks
 
 WANTED = "ARCHIBALD_TEST_POSTGRES"
 
-_used = pytest.StashKey[str]()
 _numbers = itertools.count(1)
 
 
@@ -25,17 +27,11 @@ def pytest_sessionstart() -> None:
             del os.environ[name]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say which server the tests ran on, also with -q."""
-    if _used in config.stash:
-        terminalreporter.write_line(f"Tests ran on {config.stash[_used]}.")
-
-
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> Iterator[servers.Server]:
     """The Postgres of this run; `ARCHIBALD_TEST_POSTGRES` chooses it, see `servers.start`."""
     with servers.start(os.environ.get(WANTED) or None) as running:
-        pytestconfig.stash[_used] = f"PostgreSQL {running.version} ({running.name})"
+        say(pytestconfig, f"Tests ran on PostgreSQL {running.version} ({running.name}).")
         yield running
 
 

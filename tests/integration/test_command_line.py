@@ -331,7 +331,7 @@ def test_psql_gets_every_part_of_the_url_but_no_password_in_its_arguments(databa
         "-c",
         "show application_name",
         "-c",
-        "\\! ps -o args= -p $PPID",
+        "\\! ps -ww -o args= -p $PPID",
         database=dsn,
     )
     assert (ended.code, ended.err) == (0, "")

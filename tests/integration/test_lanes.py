@@ -1,5 +1,4 @@
-"""The lane of an agent: no wake-up is lost, nobody waits for a caller, a locked agent costs the others nothing, and a lost worker's lanes
-come back once."""
+"""The lane of an agent: no wake-up is lost, nobody waits for a caller, a lost worker's lanes come back once."""
 
 from __future__ import annotations
 
@@ -457,11 +456,10 @@ async def test_only_the_backend_of_the_fenced_worker_is_ended(look: Look, databa
 
 async def test_the_heartbeat_does_not_wait_for_its_workers_own_turn(look: Look, database: str) -> None:
     conninfo = worker_options(database, "heartbeat", 6)
-    async with hand(database) as worker, await connect(conninfo) as heart:
-        async with worker.connection.transaction():
-            await worker.turn(want=1)
-            cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id})
-            assert await cursor.fetchone() == (1, [])
+    async with hand(database) as worker, await connect(conninfo) as heart, worker.connection.transaction():
+        await worker.turn(want=1)
+        cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id})
+        assert await cursor.fetchone() == (1, [])
 
 
 async def test_a_worker_in_a_turn_is_fenced_after_it_or_when_it_is_frozen_and_others_at_once(
@@ -538,7 +536,7 @@ async def test_a_worker_that_said_goodbye_and_still_owns_a_lane_loses_it(look: L
         ("sync-orders", 0, True, "cancelled", "cancelled on request"),
     ],
 )
-async def test_what_becomes_of_the_job_of_a_lost_worker(
+async def test_what_becomes_of_the_job_of_a_lost_worker(  # noqa: PLR0917  # pytest calls it by keyword
     look: Look, database: str, kind: str, losses: int, cancelled: bool, fate: str, error: str | None
 ) -> None:
     async with hand(database) as silent, hand(database) as other:
@@ -594,7 +592,8 @@ async def test_partitions_are_made_though_jobs_of_their_days_have_ended_already(
     """No worker ran for longer than partitions are made ahead, while people cancelled jobs."""
     for days in (8, 9):
         await look.rows(
-            "INSERT INTO archibald.job_history SELECT %s, 1, 'alice', 'submit-order', 'write', 'cancelled', 1, now(), 0, 0, 0, 1, NULL, '{}', "
+            "INSERT INTO archibald.job_history "
+            "SELECT %s, 1, 'alice', 'submit-order', 'write', 'cancelled', 1, now(), 0, 0, 0, 1, NULL, '{}', "
             "NULL, NULL, NULL, NULL, NULL, NULL, now() + %s * interval '1 day', now()",
             days,
             days,
