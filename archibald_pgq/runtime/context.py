@@ -100,4 +100,3 @@ class JobContext:
             if not self._writer.done():
                 self._writer.cancel()
                 self.log.warning("the database does not answer: the last progress is not written")
-
