@@ -354,7 +354,8 @@ async def test_stopped_before_it_read_a_large_reply_its_turn_does_not_hold_up_th
     await faults.look.rows("INSERT INTO gate DEFAULT VALUES")
     faults.open()
     await faults.look.until_state(job, "completed")
-    assert await faults.look.job(job, "losses", "attempt") == (0, 1)  # its claim was never committed
+    # its claim was never committed; or it was, where something between took the reply (a container's port), and then it counts as a loss
+    assert await faults.look.job(job, "losses", "attempt") in {(0, 1), (1, 1)}
     await faults.look.until("SELECT fenced_at IS NOT NULL FROM archibald.workers WHERE id = %s", frozen.worker_id)
     faults.thaw(frozen)
     await faults.until_anew(frozen)

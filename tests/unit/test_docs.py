@@ -18,21 +18,6 @@ from tests.documents import GENERATORS, ROOT, anchors, blocks, documents, genera
 
 PACKAGE = ROOT / "archibald_pgq"
 
-# Tests that guarantees.md names and that are still being written.
-TO_COME = {
-    "tests/acceptance/test_faults.py",
-    "tests/integration/test_bad_input.py",
-    "tests/integration/test_command_line.py",
-    "tests/integration/test_deduplication.py",
-    "tests/integration/test_embedded.py",
-    "tests/integration/test_enqueue.py",
-    "tests/integration/test_lanes.py",
-    "tests/integration/test_order.py",
-    "tests/integration/test_outcomes.py",
-    "tests/integration/test_plans.py",
-    "tests/property/test_queue_model.py",
-}
-
 
 def _name(document: Path) -> str:
     return str(document.relative_to(ROOT))
@@ -130,8 +115,6 @@ def test_tests_and_files_that_a_document_names_exist(document: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     places = re.findall(r"`((?:archibald_pgq|tests|migrations|docker|examples)/[\w./*-]+)(?:::(\w+))?`", text)
     for path, function in places:
-        if path in TO_COME and not (ROOT / path).exists():
-            continue
         assert (ROOT / path).exists(), path
         if function:
             assert re.search(rf"^\s*(?:async )?def {function}\b|^class {function}\b", _text(path), re.MULTILINE), (

@@ -1,0 +1,222 @@
+"""One registration: this process as a worker, from its row in the database to its goodbye, or to the loss of its lease.
+
+Owns: the parts that live exactly so long (dispatcher, consumers, heartbeat, maintenance, listener) and what they tell each other.
+Guarantees: once nothing more is claimed, handlers get the grace, then are cancelled, and what they come to is settled before the worker
+says goodbye; when the lease is lost, `serve` returns only when no handler code runs any more. Must not: register again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+
+from archibald_pgq.config import Settings
+from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.runtime.dispatcher import Dispatcher
+from archibald_pgq.runtime.executor import Run, Stop
+from archibald_pgq.runtime.heartbeat import EXIT_FENCED, Heartbeat, exit_fenced
+from archibald_pgq.runtime.listener import listen
+from archibald_pgq.runtime.maintenance import Maintenance
+from archibald_pgq.runtime.registry import Registry
+from archibald_pgq.store.client import Client
+
+logger = logging.getLogger(__name__)
+
+GOODBYE = 2.0
+"""Seconds that the worker's own parts get to end, and the last statement to arrive."""
+
+LAST_WORD = 5.0
+"""Seconds that handlers which ignore their cancellation get at shutdown, and that the last outcomes get to be written."""
+
+
+class Registration:
+    """A registered worker; made with the connection on which it was registered, used once."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        connection: psycopg.AsyncConnection[tuple[Any, ...]],
+        worker_id: int,
+        *,
+        registry: Registry,
+        client: Client,
+        settings: Settings,
+    ) -> None:
+        """Put the parts together; `client` is for progress."""
+        self.worker_id = worker_id
+        self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
+        self._conninfo, self._registry, self._client, self._settings = conninfo, registry, client, settings
+        self._loop = asyncio.get_running_loop()
+        self._dispatcher = Dispatcher(
+            conninfo,
+            connection,
+            worker_id,
+            settings.lease,
+            self._make_run,
+            in_contact=lambda: self.heartbeat.in_contact,
+        )
+        self._maintenance = Maintenance(conninfo, worker_id, self.heartbeat, settings.max_losses, self._cancel)
+
+    async def serve(self, stop: asyncio.Event, hurry: asyncio.Event) -> int:
+        """Run jobs until `stop`, drain (`hurry` ends the grace) and return the process's exit code: 0, or 70 if handlers did not end.
+
+        Raises:
+            FencedError: the lease was lost; no handler code runs any more.
+        """
+        self.heartbeat.start()
+        consumers = [
+            asyncio.create_task(self._consume(), name=f"consumer {n}") for n in range(self._settings.worker_concurrency)
+        ]
+        turns = asyncio.create_task(self._dispatcher.run(), name="dispatcher")
+        helpers = [
+            asyncio.create_task(self._maintenance.run(), name="maintenance"),
+            asyncio.create_task(listen(self._conninfo, self._heard), name="listener"),
+        ]
+        try:
+            await _first_end(stop, [turns, *consumers, *helpers])
+            return await self._drain(turns, consumers, hurry)
+        except BaseException:
+            await self._let_go()  # whatever it was, no handler may go on without a heartbeat
+            raise
+        finally:
+            await _cancel_all([turns, *consumers, *helpers])
+            await _cancel_all([asyncio.create_task(self._dispatcher.close(), name="goodbye")], patience=GOODBYE)
+            if not self.handler_code_runs():  # else it watches over them until the process has ended
+                await asyncio.to_thread(self.heartbeat.stop)
+
+    async def _let_go(self) -> None:
+        """No handler of ours may go on. The heartbeat's watch ends the process if one does for longer than the lease allows."""
+        dispatcher = self._dispatcher
+        dispatcher.stop_claiming()
+        self._stop_runs(Stop.FENCE)
+        ends = [asyncio.create_task(_wait_for(run.ended)) for run in dispatcher.runs.values() if run.active]
+        if ends:
+            await asyncio.wait(ends, timeout=LAST_WORD)
+            await _cancel_all(ends)
+        if self.handler_code_runs():
+            exit_fenced("handler code still runs though it was told to stop: exiting, so that no second copy can")
+
+    async def _drain(self, turns: asyncio.Task[None], consumers: list[asyncio.Task[None]], hurry: asyncio.Event) -> int:
+        dispatcher = self._dispatcher
+        dispatcher.stop_claiming()
+        hurried = asyncio.create_task(_wait_for(hurry))
+        everyone = asyncio.create_task(_all_done(consumers))
+        await asyncio.wait(
+            {hurried, everyone}, timeout=self._settings.shutdown_grace, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurried.cancel()
+        if not everyone.done():
+            logger.info(
+                "the grace is over: %d handlers are cancelled", sum(run.active for run in dispatcher.runs.values())
+            )
+            self._stop_runs(Stop.SHUTDOWN)
+            await asyncio.wait({everyone}, timeout=LAST_WORD)
+        if self.handler_code_runs():
+            logger.critical(
+                "handlers ignore their cancellation: the process ends with them; their agents are taken over"
+            )
+            return EXIT_FENCED
+        settled = asyncio.create_task(_wait_for(dispatcher.settled))
+        await asyncio.wait({settled, turns}, timeout=LAST_WORD, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        if turns.done():
+            turns.result()  # fenced, or a defect of ours
+        logger.info(
+            "stopped%s", "" if dispatcher.idle else "; some outcomes could not be written, others will take over"
+        )
+        return 0
+
+    async def _consume(self) -> None:
+        """One consumer: a job at a time, until nothing more is claimed."""
+        while True:
+            try:
+                run = await self._dispatcher.next_run()
+            except asyncio.CancelledError:
+                return
+            self._dispatcher.settle(run.job, await run.execute())
+
+    def _make_run(self, job: ClaimedJob) -> Run:
+        async def write_progress(job_id: int, percent: int, label: str | None) -> None:
+            await self._client.write_progress(job_id, self.worker_id, percent, label)
+
+        return Run(job, self._registry.handler(job.kind), write_progress)
+
+    def _stop_runs(self, reason: Stop) -> None:
+        for run in self._dispatcher.runs.values():
+            run.stop(reason)
+
+    def _cancel(self, job_ids: list[int]) -> None:
+        wanted = set(job_ids)
+        for run in self._dispatcher.runs.values():
+            if run.job.job_id in wanted and run.reason is None:
+                run.stop(Stop.CANCEL)
+
+    def _heard(self, text: str) -> None:
+        if text != "cancel":
+            self._dispatcher.nudge(look=text != "wake")
+        if text in {"cancel", "connected"}:
+            self._maintenance.cancel_requested()
+
+    # -- what the heartbeat's threads call
+
+    def fenced(self) -> None:
+        """Others have this worker's agents: the next turn sees it, and nothing may go on until then."""
+        self._soon(self._stop_runs, Stop.FENCE)
+        self._soon(self._dispatcher.check)
+
+    def out_of_contact(self) -> None:
+        """Half the lease is over: handlers must end before others may start."""
+        self._soon(self._stop_runs, Stop.FENCE)
+
+    def cancel_requested(self, job_ids: list[int]) -> None:
+        """Somebody asked to cancel running jobs."""
+        self._soon(self._cancel, job_ids)
+
+    def handler_code_runs(self) -> bool:
+        """True while any handler of this process may run."""
+        return any(run.active for run in list(self._dispatcher.runs.values()))
+
+    def _soon(self, call: Callable[..., None], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *args)
+
+
+async def _first_end(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until `stop`; a task that ends before it has a defect (or met the fence), which is raised."""
+    stopped = asyncio.create_task(_wait_for(stop))
+    try:
+        await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+    for task in tasks:
+        if task.done():
+            task.result()
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _all_done(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[Any]], patience: float = 0.0) -> None:
+    """Cancel tasks, after `patience` seconds to end by themselves, and wait until they have ended.
+
+    Not for ever: one that waits for a server that does not answer is left behind.
+    """
+    if patience:
+        await asyncio.wait(tasks, timeout=patience)
+    for task in tasks:
+        task.cancel()
+    ended, left = await asyncio.wait(tasks, timeout=GOODBYE)
+    for task in ended:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("%s had ended with %s", task.get_name(), type(error).__name__, exc_info=error)
+    if left:
+        logger.warning("the database does not answer; left behind: %s", ", ".join(task.get_name() for task in left))
