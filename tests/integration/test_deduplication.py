@@ -209,6 +209,28 @@ async def test_concurrent_enqueues_of_one_sync_are_one_job(look: Look, database:
     assert set().union(*found) == {await look.value("SELECT id FROM archibald.jobs")}
 
 
+async def test_a_key_is_not_led_to_a_sync_that_ended_before_it_could_be(look: Look, database: str) -> None:
+    """The twin is seen, and has run and gone before the key is written: there is room for the new job."""
+    await look.rows("ALTER FUNCTION archibald.queued_sync RENAME TO queued_sync_itself")
+    await look.rows(
+        "CREATE FUNCTION archibald.queued_sync(user_id text, kind text) RETURNS bigint LANGUAGE plpgsql AS $$ "
+        "DECLARE found bigint := archibald.queued_sync_itself(user_id, kind); "
+        "BEGIN PERFORM pg_advisory_lock_shared(42), pg_advisory_unlock_shared(42); RETURN found; END $$"
+    )
+    async with hand(database) as worker, looking(database) as caller:
+        twin = await look.value(ENQUEUE, "alice", "sync-orders", None)
+        await look.rows("SELECT pg_advisory_lock(42)")
+        enqueuing = asyncio.create_task(caller.value(ENQUEUE, "alice", "sync-orders", "k"))
+        await look.until("SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 42")
+        job = await worker.claim_one()
+        assert job.job_id == twin
+        await worker.settle(job)
+        await look.rows("SELECT pg_advisory_unlock(42)")
+        found = await enqueuing
+        assert found != twin
+        assert await look.job(found, "state", "idempotency_key") == ("queued", "k")
+
+
 async def test_every_enqueue_of_a_sync_names_a_job_that_exists_while_it_runs_at_full_speed(
     look: Look, database: str
 ) -> None:

@@ -79,17 +79,24 @@ async def test_a_transaction_that_is_rolled_back_leaves_nothing_behind(look: Loo
     assert await look.rows("SELECT user_id FROM archibald.agents") == [("alice",)]
 
 
-async def test_a_cancel_that_sees_an_old_state_strands_no_job(look: Look, database: str) -> None:
+@pytest.mark.parametrize("behind", [[], ["sync-orders"]], ids=["nothing", "a sync"])
+async def test_a_cancel_that_sees_an_old_state_strands_no_job(look: Look, database: str, behind: list[str]) -> None:
     """In REPEATABLE READ the head's canceller does not see the job behind it, which was enqueued later."""
     async with hand(database) as worker, looking(database) as caller:
         first = await look.value(ENQUEUE, "alice", "submit-order")
+        for kind in behind:
+            await look.value(ENQUEUE, "alice", kind)
         await worker.turn(look=True)
         await caller.connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
         async with caller.connection.transaction():
             await caller.rows("SELECT FROM archibald.jobs")
-            await look.value(ENQUEUE, "alice", "edit-order")
+            await look.rows("INSERT INTO archibald.jobs (user_id, kind) VALUES ('alice', 'edit-order')")
+            assert await look.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0  # it counts on the one before it
             assert await caller.value("SELECT archibald.cancel_job(%s)", first) == "cancelled"
-        assert await drain(worker, look) == 1
+        async with asyncio.timeout(PATIENCE):
+            while await look.value("SELECT head_kind FROM archibald.agents") != "edit-order":
+                await worker.turn(look=True)
+        assert await drain(worker, look) == 1 + len(behind)
 
 
 async def test_an_enqueue_for_a_busy_agent_hardly_ever_notifies(look: Look, database: str) -> None:
@@ -465,6 +472,7 @@ async def test_the_heartbeat_does_not_wait_for_its_workers_own_turn(look: Look, 
 async def test_a_worker_in_a_turn_is_fenced_after_it_or_when_it_is_frozen_and_others_at_once(
     look: Look, database: str
 ) -> None:
+    await look.rows("SET lock_timeout = '5s'")
     async with hand(database) as frozen, hand(database) as silent, hand(database) as other:
         job = await look.value(ENQUEUE, "alice", "submit-order")
         async with frozen.connection.transaction():

@@ -1,0 +1,412 @@
+"""The SQL functions against a small model of the queue: whatever callers, workers, outside lock holders and losses do, in whatever order.
+
+The model keeps jobs, keys and who holds which agent in dictionaries and moves jobs only along `domain.states.TRANSITIONS`. After every
+step the tables must say the same, no agent may run twice, and a worker's session must hold the locks of its lanes and no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from archibald_pgq.domain.states import TERMINAL, Event, State, after
+from archibald_pgq.store.connect import worker_options
+
+USERS = ("alice", "bob", "carol")
+KINDS = {  # class, priority, attempts
+    "submit-order": ("write", 1, 1),
+    "edit-order": ("write", 5, 1),
+    "download-ddt-pdf": ("read", 7, 2),
+    "sync-customers": ("sync", 10, 3),
+    "sync-orders": ("sync", 11, 3),
+}
+MAX_LOSSES = 3
+EXAMPLES, STEPS = 40, 40
+TURN = """
+SELECT what, lane, user_id, epoch, job, requeue_count
+  FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::float8[], %s, true)
+"""
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+@dataclass
+class Job:
+    id: int
+    user: str
+    kind: str
+    due: bool
+    state: State = State.QUEUED
+    attempt: int = 0
+    losses: int = 0
+    requeue_count: int = 0
+    cancel_requested: bool = False
+
+    @property
+    def sync(self) -> bool:
+        return KINDS[self.kind][0] == "sync"
+
+    @property
+    def attempts(self) -> int:
+        return KINDS[self.kind][2]
+
+    @property
+    def place(self) -> tuple[bool, int, int]:
+        return (self.sync, KINDS[self.kind][1], self.id)
+
+    def move(self, event: Event) -> None:
+        self.state = after(self.state, event)
+
+
+@dataclass
+class Claim:
+    lane: int
+    epoch: int
+    job: Job
+
+
+@dataclass
+class Worker:
+    id: int
+    connection: Connection
+    claims: dict[str, Claim] = field(default_factory=dict)
+
+
+class QueueModel(RuleBasedStateMachine):
+    """One run of the model; `database` is set by the test."""
+
+    database: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: dict[int, Job] = {}
+        self.keys: dict[tuple[str, str], int] = {}
+        self.backing_off: set[str] = set()
+        self.old: list[tuple[int, Claim]] = []
+        self.look = psycopg.connect(self.database, autocommit=True)
+        self.outside = psycopg.connect(self.database, autocommit=True)
+        self.locked: set[str] = set()
+        self.look.execute(
+            "TRUNCATE archibald.jobs, archibald.agents, archibald.workers, archibald.job_history, archibald.idempotency_keys, "
+            "archibald.sync_keys RESTART IDENTITY"
+        )
+        self.workers = [self.new_worker(), self.new_worker()]
+
+    def new_worker(self) -> Worker:
+        connection = psycopg.connect(worker_options(self.database, "worker", 6), autocommit=True)
+        row = connection.execute(
+            "INSERT INTO archibald.workers (host, pid, version, concurrency, kinds, lease_s, backend_pid, backend_start) "
+            "SELECT 'here', 1, 'test', 10, %s, 6, pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid() RETURNING id",
+            (list(KINDS),),
+        ).fetchone()
+        assert row
+        return Worker(row[0], connection)
+
+    def value(self, sql: str, *params: Any) -> Any:
+        row = self.look.execute(sql, params).fetchone()
+        assert row
+        return row[0]
+
+    # -- what the model says
+
+    def queued(self, user: str) -> list[Job]:
+        return [job for job in self.jobs.values() if job.user == user and job.state is State.QUEUED]
+
+    def head(self, user: str) -> Job | None:
+        return min((job for job in self.queued(user) if job.due), key=lambda job: job.place, default=None)
+
+    def running(self, user: str) -> bool:
+        return any(user in worker.claims for worker in self.workers)
+
+    def expected_twin(self, user: str, kind: str, key: str | None) -> Job | None:
+        taken = self.jobs.get(self.keys.get((user, key), 0)) if key else None
+        if taken and taken.state not in {State.FAILED, State.CANCELLED}:
+            return taken
+        if KINDS[kind][0] == "sync":
+            return min((job for job in self.queued(user) if job.kind == kind), key=lambda job: job.id, default=None)
+        return None
+
+    def absorb_followups(self, job: Job) -> None:
+        if job.sync and job.state is State.QUEUED:
+            for other in self.queued(job.user):
+                if other.kind == job.kind and other is not job:
+                    other.move(Event.CANCEL)
+
+    # -- callers
+
+    @rule(
+        user=st.sampled_from(USERS),
+        kind=st.sampled_from(sorted(KINDS)),
+        key=st.sampled_from([None, None, "k", "l"]),
+        delayed=st.booleans(),
+        plain=st.booleans(),
+        rolled_back=st.sampled_from([False, False, False, True]),
+    )
+    def enqueue(self, user: str, kind: str, key: str | None, delayed: bool, plain: bool, rolled_back: bool) -> None:
+        twin = self.expected_twin(user, kind, key)
+        when = "clock_timestamp() + interval '1 h'" if delayed else "NULL"
+        with self.look.transaction(force_rollback=rolled_back):
+            if plain:
+                sql = f"INSERT INTO archibald.jobs (user_id, kind, idempotency_key, run_after) VALUES (%s, %s, %s, {when}) RETURNING id"
+                row = self.look.execute(sql, (user, kind, key)).fetchone()
+                assert (row is None) == (twin is not None)
+                found = row[0] if row else twin.id if twin else 0
+            else:
+                found = self.value(f"SELECT archibald.enqueue(%s, %s, '{{}}', %s, {when})", user, kind, key)
+        if twin:
+            assert found == twin.id
+        else:
+            assert found not in self.jobs
+        if rolled_back:
+            return
+        if not twin:
+            self.jobs[found] = Job(found, user, kind, due=not delayed)
+        if key:
+            self.keys[user, key] = found
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        answer = self.value("SELECT archibald.cancel_job(%s)", job.id)
+        if job.state in TERMINAL:
+            assert answer == job.state
+        elif job.state is State.RUNNING:
+            assert answer == "requested"
+            job.cancel_requested = True
+        else:
+            assert answer == "cancelled"
+            job.move(Event.CANCEL)
+            if self.head(job.user) is None:  # nobody is left to hold back
+                self.backing_off.discard(job.user)
+
+    @rule(user=st.sampled_from(USERS))
+    def lock(self, user: str) -> None:
+        if user in self.locked:  # a session can take the same lock twice; once is enough here
+            return
+        row = self.outside.execute("SELECT archibald.try_lock_agent(%s)", (user,)).fetchone()
+        assert row == (not self.running(user),)
+        if not self.running(user):
+            self.locked.add(user)
+
+    @rule(user=st.sampled_from(USERS), raw=st.booleans())
+    def unlock(self, user: str, raw: bool) -> None:
+        if raw and user not in self.locked:
+            return
+        sql = "SELECT pg_advisory_unlock(archibald.lock_key(%s))" if raw else "SELECT archibald.unlock_agent(%s)"
+        assert self.outside.execute(sql, (user,)).fetchone() == (user in self.locked,)
+        self.locked.discard(user)
+
+    # -- time
+
+    @rule()
+    def delays_end(self) -> None:
+        self.look.execute("UPDATE archibald.jobs SET run_after = now() WHERE NOT due")
+        for job in self.jobs.values():
+            job.due = True
+
+    @rule()
+    def backoffs_end(self) -> None:
+        self.look.execute("UPDATE archibald.agents SET retry_at = now(), ready_at = now() WHERE retry_at IS NOT NULL")
+        self.backing_off.clear()
+
+    # -- workers
+
+    def turn(self, worker: Worker, settlements: list[tuple[Claim, Event, float]], want: int) -> list[tuple[Any, ...]]:
+        self.look.execute("UPDATE archibald.agents SET doubt_at = now() WHERE doubt_at IS NOT NULL")  # time passes
+        return worker.connection.execute(
+            TURN,
+            (
+                worker.id,
+                [claim.lane for claim, _, _ in settlements],
+                [claim.epoch for claim, _, _ in settlements],
+                [claim.job.id for claim, _, _ in settlements],
+                [event.value for _, event, _ in settlements],
+                [None for _ in settlements],
+                [None for _ in settlements],
+                [delay for _, _, delay in settlements],
+                want,
+            ),
+        ).fetchall()
+
+    @rule(n=st.integers(0, 1), want=st.integers(1, 4))
+    def claim(self, n: int, want: int) -> None:
+        self.do_claim(self.workers[n], want)
+
+    def do_claim(self, worker: Worker, want: int) -> int:
+        able = {
+            user: head
+            for user in USERS
+            if (head := self.head(user)) and not self.running(user) and (user not in self.backing_off or user not in self.locked)
+        }
+        rows = self.turn(worker, [], want)
+        claimed = 0
+        for what, lane, user, epoch, job_id, requeue_count in rows:
+            if what == "next":
+                continue
+            head = able.pop(user)
+            assert head.id == job_id
+            if what == "requeued":
+                assert user in self.locked
+                head.requeue_count += 1
+                head.move(Event.REQUEUE)
+                self.backing_off.add(user)
+                assert requeue_count == head.requeue_count
+                continue
+            assert what == "run"
+            assert user not in self.locked
+            if head.sync:
+                self.absorb_at_start(head)
+            head.move(Event.CLAIM)
+            worker.claims[user] = Claim(lane, epoch, head)
+            self.backing_off.discard(user)
+            claimed += 1
+        # the best come first, and nobody is left out while something more is wanted
+        assert claimed <= want
+        if claimed < want:
+            assert able == {}
+        return claimed
+
+    def absorb_at_start(self, job: Job) -> None:
+        """Nothing to absorb is left by then: without concurrency a sync that goes back absorbs at once."""
+        assert [other for other in self.queued(job.user) if other.kind == job.kind] == [job]
+
+    @precondition(lambda self: any(worker.claims for worker in self.workers))
+    @rule(data=st.data(), want=st.integers(0, 2))
+    def settle(self, data: st.DataObject, want: int) -> None:
+        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.claims]))
+        users = data.draw(st.lists(st.sampled_from(sorted(worker.claims)), min_size=1, unique=True))
+        items = []
+        for user in users:
+            claim = worker.claims[user]
+            events = [Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.REVIEW, Event.GO_BACK]
+            if claim.job.attempt + 1 < claim.job.attempts:
+                events += [Event.RETRY, Event.RETRY]
+            items.append((claim, data.draw(st.sampled_from(events)), data.draw(st.sampled_from([0.0, 60.0]))))
+        rows = self.turn(worker, items, 0)
+        assert sorted(row[4] for row in rows if row[0] == "settled") == sorted(claim.job.id for claim, _, _ in items)
+        for claim, event, delay in items:
+            self.apply(claim.job, event, delay)
+            del worker.claims[claim.job.user]
+            self.old.append((worker.id, claim))
+        if want:
+            self.do_claim(worker, want)
+
+    def apply(self, job: Job, event: Event, delay: float) -> None:
+        if job.cancel_requested and event in {Event.RETRY, Event.GO_BACK}:
+            event = Event.CANCEL
+        job.move(event)
+        job.cancel_requested = False
+        if event is Event.RETRY:
+            job.due = delay == 0
+        if event in {Event.RETRY, Event.COMPLETE, Event.FAIL}:
+            job.attempt += 1
+        self.absorb_followups(job)
+
+    @precondition(lambda self: self.old)
+    @rule(data=st.data(), n=st.integers(0, 1), event=st.sampled_from(["complete", "fail", "go_back"]))
+    def settle_what_is_no_longer_ours(self, data: st.DataObject, n: int, event: str) -> None:
+        owner, claim = data.draw(st.sampled_from(self.old))
+        row = self.look.execute(
+            "SELECT fate FROM archibald.settle(%s, %s, %s, %s, %s, ARRAY[NULL]::text[], ARRAY[NULL]::text[], ARRAY[0]::float8[])",
+            (owner if n else self.workers[0].id, [claim.lane], [claim.epoch], [claim.job.id], [event]),
+        ).fetchone()
+        assert row == ("lost",)
+
+    @rule(n=st.integers(0, 1), limit=st.integers(1, 3))
+    def lose_a_worker(self, n: int, limit: int) -> None:
+        lost, other = self.workers[n], self.workers[1 - n]
+        self.look.execute("UPDATE archibald.workers SET beat = now() - interval '7 s' WHERE id = %s", (lost.id,))
+        assert other.connection.execute("SELECT worker FROM archibald.fence_stale_workers(%s)", (other.id,)).fetchall() == [(lost.id,)]
+        assert [row[0] for row in lost.connection.execute("SELECT what FROM archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, true)",
+                                                          (lost.id,)).fetchall()] == ["fenced"]
+        lost.connection.close()
+        self.until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid "
+                   "AND w.backend_start = s.backend_start WHERE w.id = %s)", lost.id)
+        fates: dict[int, str] = {}
+        while rows := other.connection.execute("SELECT job, fate FROM archibald.release_fenced_lanes(%s, %s)", (limit, MAX_LOSSES)).fetchall():
+            assert len(rows) <= limit
+            fates.update(rows)
+        assert set(fates) == {claim.job.id for claim in lost.claims.values()}
+        for claim in lost.claims.values():
+            job = claim.job
+            job.losses += 1
+            if KINDS[job.kind][0] == "write":
+                job.move(Event.REVIEW)
+            elif job.losses >= MAX_LOSSES:
+                job.move(Event.FAIL)
+            else:
+                job.move(Event.CANCEL if job.cancel_requested else Event.GO_BACK)
+            assert fates[job.id] == job.state
+            job.cancel_requested = False
+            self.absorb_followups(job)
+            self.old.append((lost.id, claim))
+        self.workers[n] = self.new_worker()
+
+    def until(self, sql: str, *params: Any) -> None:
+        for _ in range(10_000):
+            if self.value(sql, *params):
+                return
+        raise AssertionError(sql)
+
+    # -- what always holds
+
+    @invariant()
+    def the_tables_say_what_the_model_says(self) -> None:
+        rows = self.look.execute("SELECT id, state, attempt, losses, requeue_count FROM archibald.all_jobs ORDER BY id").fetchall()
+        assert rows == [(job.id, job.state, job.attempt, job.losses, job.requeue_count) for _, job in sorted(self.jobs.items())]
+        assert self.value("SELECT count(*) FROM archibald.all_jobs WHERE attempt > max_attempts") == 0
+
+    @invariant()
+    def lanes_run_where_their_lock_is_held(self) -> None:
+        claims = sorted((claim.lane, worker.id, claim.epoch, [claim.job.id]) for worker in self.workers for claim in worker.claims.values())
+        lanes = "SELECT id, worker_id, epoch, turn_job_ids FROM archibald.agents WHERE state = 'running' ORDER BY id"
+        assert self.look.execute(lanes).fetchall() == claims
+        pids = {worker.connection.info.backend_pid: worker for worker in self.workers}
+        held = self.look.execute(
+            "SELECT pid, a.user_id FROM pg_locks l LEFT JOIN archibald.agents a ON a.lock_key = (l.classid::bigint << 32) | l.objid::bigint "
+            "WHERE l.locktype = 'advisory' AND l.pid = ANY (%s)",
+            (list(pids),),
+        ).fetchall()
+        assert sorted(held) == sorted((pid, user) for pid, worker in pids.items() for user in worker.claims)
+
+    def teardown(self) -> None:
+        try:
+            if self.jobs:
+                self.drain()
+        finally:
+            for connection in (self.look, self.outside, *(worker.connection for worker in self.workers)):
+                connection.close()
+
+    def drain(self) -> None:
+        """Everything ends: nothing is lost, and the lanes are left empty."""
+        for user in sorted(self.locked):
+            self.unlock(user, raw=False)
+        for _ in range(len(self.jobs) + 2):
+            self.delays_end()
+            self.backoffs_end()
+            for worker in self.workers:
+                self.do_claim(worker, 10)
+                items = [(claim, Event.COMPLETE, 0.0) for claim in worker.claims.values()]
+                self.turn(worker, items, 0)
+                for claim, event, delay in items:
+                    self.apply(claim.job, event, delay)
+                worker.claims.clear()
+        self.the_tables_say_what_the_model_says()
+        self.lanes_run_where_their_lock_is_held()
+        assert {job.state for job in self.jobs.values()} <= {*TERMINAL, State.NEEDS_REVIEW}
+        assert self.value("SELECT count(*) FROM archibald.agents WHERE state <> 'idle' OR doubt_at IS NOT NULL OR retry_at IS NOT NULL") == 0
+        assert self.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0
+
+
+def test_the_queue_does_what_its_model_does(database: str) -> None:
+    QueueModel.database = database
+    run_state_machine_as_test(
+        QueueModel,
+        settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)),
+    )
