@@ -91,7 +91,9 @@ async def test_a_cancel_that_sees_an_old_state_strands_no_job(look: Look, databa
         async with caller.connection.transaction():
             await caller.rows("SELECT FROM archibald.jobs")
             await look.rows("INSERT INTO archibald.jobs (user_id, kind) VALUES ('alice', 'edit-order')")
-            assert await look.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0  # it counts on the one before it
+            assert (
+                await look.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0
+            )  # it counts on the one before it
             assert await caller.value("SELECT archibald.cancel_job(%s)", first) == "cancelled"
         async with asyncio.timeout(PATIENCE):
             while await look.value("SELECT head_kind FROM archibald.agents") != "edit-order":

@@ -61,7 +61,9 @@ async def test_no_turn_and_no_enqueue_reads_a_whole_table(
         await look.rows("ALTER TABLE archibald.agents SET (autovacuum_enabled = off)")
         if statistics == "of the time when it was empty":
             await look.rows("ANALYZE")
-            await use(8)  # the plans of these sessions are now those of an empty queue, and nothing below makes them anew
+            await use(
+                8
+            )  # the plans of these sessions are now those of an empty queue, and nothing below makes them anew
         await look.rows("SET session_replication_role = replica")  # without triggers
         await look.rows(AGENTS.replace("%s", f"'{state}'") + "ON CONFLICT DO NOTHING")
         for sql in (jobs, KEYS):
