@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from archibald_pgq import Archibald
+from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
 from tests.hand import hand
 from tests.support import Look, looking
@@ -80,7 +81,10 @@ async def test_after_its_window_a_key_is_free_unless_its_job_is_live(
 async def test_the_window_is_counted_from_the_enqueue_and_is_a_setting(
     app: Archibald, look: Look, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    window = "SELECT extract(epoch FROM k.expires_at - j.created_at)::float FROM archibald.idempotency_keys k JOIN archibald.jobs j ON j.id = k.job_id"
+    window = (
+        "SELECT extract(epoch FROM k.expires_at - j.created_at)::float "
+        "FROM archibald.idempotency_keys k JOIN archibald.jobs j ON j.id = k.job_id"
+    )
     await app.enqueue("submit-order", user_id="alice", idempotency_key="a", delay=3600)
     assert await look.value(f"{window} WHERE key = 'a'") == 30
     monkeypatch.setenv("ARCHIBALD_DEDUP_WINDOW", "7")
@@ -244,12 +248,10 @@ async def test_every_enqueue_of_a_sync_names_a_job_that_exists_while_it_runs_at_
 
     async def work() -> None:
         async with hand(database) as worker:
-            jobs = []
+            jobs: list[ClaimedJob] = []
             while not ended.is_set() or jobs:
                 outcomes = (Outcome.completed("1"), Outcome.gone_back(), Outcome.completed("1"))
-                jobs = (
-                    await worker.turn(*((job, outcomes[job.epoch % 3]) for job in jobs), want=1, look=True)
-                ).claimed
+                jobs = (await worker.turn(*((job, outcomes[job.epoch % 3]) for job in jobs), want=1, look=True)).claimed
             assert await look.value("SELECT count(*) FROM archibald.jobs") == 0
 
     working = asyncio.create_task(work())
@@ -265,9 +267,13 @@ async def test_two_callers_with_the_same_keys_in_opposite_order_lose_nothing_onc
 ) -> None:
     """Giving out keys in opposite orders deadlocks like any unique key; meeting taken ones does not even wait."""
     a, b = [await look.value(ENQUEUE, "alice", "submit-order", key) for key in "ab"]
-    async with looking(database) as one, looking(database) as other:
-        async with one.connection.transaction(), other.connection.transaction():
-            assert await one.value(ENQUEUE, "alice", "submit-order", "a") == a
-            assert await other.value(ENQUEUE, "alice", "submit-order", "b") == b
-            assert await one.value(ENQUEUE, "alice", "submit-order", "b") == b
-            assert await other.value(ENQUEUE, "alice", "submit-order", "a") == a
+    async with (
+        looking(database) as one,
+        looking(database) as other,
+        one.connection.transaction(),
+        other.connection.transaction(),
+    ):
+        assert await one.value(ENQUEUE, "alice", "submit-order", "a") == a
+        assert await other.value(ENQUEUE, "alice", "submit-order", "b") == b
+        assert await one.value(ENQUEUE, "alice", "submit-order", "b") == b
+        assert await other.value(ENQUEUE, "alice", "submit-order", "a") == a

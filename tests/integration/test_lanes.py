@@ -1,5 +1,7 @@
-"""The lane of an agent: no wake-up is lost, nobody waits for a caller, a locked agent costs the others nothing, and a lost worker's lanes
-come back once."""
+"""The lane of an agent: no wake-up is lost, and nobody waits for a caller.
+
+A locked agent costs the others nothing, and the lanes of a lost worker come back once.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ async def test_a_cancel_that_sees_an_old_state_strands_no_job(look: Look, databa
         async with caller.connection.transaction():
             await caller.rows("SELECT FROM archibald.jobs")
             await look.rows("INSERT INTO archibald.jobs (user_id, kind) VALUES ('alice', 'edit-order')")
-            assert await look.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0  # it counts on the one before it
+            assert (
+                await look.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0
+            )  # it counts on the one before it
             assert await caller.value("SELECT archibald.cancel_job(%s)", first) == "cancelled"
         async with asyncio.timeout(PATIENCE):
             while await look.value("SELECT head_kind FROM archibald.agents") != "edit-order":
@@ -109,7 +113,9 @@ async def test_an_enqueue_for_a_busy_agent_does_not_notify(look: Look, database:
         assert await look.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0
 
 
-async def test_every_job_runs_while_many_enqueue_and_several_workers_run_at_full_speed(look: Look, database: str) -> None:
+async def test_every_job_runs_while_many_enqueue_and_several_workers_run_at_full_speed(
+    look: Look, database: str
+) -> None:
     """Autocommit, long and rolled back transactions, delays, cancels, and an outside session that takes and holds things."""
     ended = asyncio.Event()
 
@@ -137,7 +143,9 @@ async def test_every_job_runs_while_many_enqueue_and_several_workers_run_at_full
             while not ended.is_set():
                 n += 1
                 async with own.connection.transaction():
-                    await own.rows("SELECT FROM archibald.jobs WHERE user_id = %s FOR UPDATE SKIP LOCKED", f"user-{n % 9}")
+                    await own.rows(
+                        "SELECT FROM archibald.jobs WHERE user_id = %s FOR UPDATE SKIP LOCKED", f"user-{n % 9}"
+                    )
                     if await own.value("SELECT archibald.try_lock_agent(%s)", f"user-{n % 5}"):
                         await own.value("SELECT archibald.unlock_agent(%s)", f"user-{n % 5}")
 
@@ -354,7 +362,9 @@ async def test_locks_of_this_session_that_belong_to_no_lane_are_dropped_however_
         await look.value(ENQUEUE, "alice", "submit-order")
         await worker.claim_one()
         for _ in range(3):
-            await worker.connection.execute("SELECT pg_try_advisory_lock(archibald.lock_key(u)) FROM unnest(%s::text[]) AS u", [users])
+            await worker.connection.execute(
+                "SELECT pg_try_advisory_lock(archibald.lock_key(u)) FROM unnest(%s::text[]) AS u", [users]
+            )
         assert await store.drop_stray_locks(worker.connection, worker.worker_id) == 20
         assert await agent_locks(look) == 1  # alice's
         assert await look.value("SELECT archibald.try_lock_agent('alice')") is False
@@ -376,8 +386,17 @@ async def test_a_kind_that_only_another_live_worker_handles_is_left_to_it(look: 
             await look.rows("UPDATE archibald.jobs SET priority = 0 WHERE id = %s", edit)
         await look.rows(BEAT_IS_OLD, other.worker_id)
         (lane,) = await look.rows("SELECT id, epoch FROM archibald.agents WHERE user_id = 'alice'")
-        await look.rows("SELECT FROM archibald.settle(%s, %s, %s, %s, %s, %s, %s, %s)", worker.worker_id, [lane[0]], [lane[1]], [submit],
-                        ["complete"], ["1"], [None], [0.0])
+        await look.rows(
+            "SELECT FROM archibald.settle(%s, %s, %s, %s, %s, %s, %s, %s)",
+            worker.worker_id,
+            [lane[0]],
+            [lane[1]],
+            [submit],
+            ["complete"],
+            ["1"],
+            [None],
+            [0.0],
+        )
         assert (await worker.claim_one()).job_id == edit  # nobody alive handles it: it shall fail
 
 
@@ -409,7 +428,9 @@ async def test_cancelling_works_in_every_state(look: Look, database: str) -> Non
         await worker.settle(await worker.claim_one())
         assert await look.value(cancel, done) == "completed"
         assert await look.value(cancel, 10**15) is None
-        delayed = await look.value("SELECT archibald.enqueue('alice', 'edit-order', run_after => now() + interval '1 h')")
+        delayed = await look.value(
+            "SELECT archibald.enqueue('alice', 'edit-order', run_after => now() + interval '1 h')"
+        )
         assert await look.value(cancel, delayed) == "cancelled"
         assert await drain(worker, look) == 0
 
@@ -442,11 +463,10 @@ async def test_only_the_backend_of_the_fenced_worker_is_ended(look: Look, databa
 
 async def test_the_heartbeat_does_not_wait_for_its_workers_own_turn(look: Look, database: str) -> None:
     conninfo = worker_options(database, "heartbeat", 6)
-    async with hand(database) as worker, await connect(conninfo) as heart:
-        async with worker.connection.transaction():
-            await worker.turn(want=1)
-            cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id})
-            assert await cursor.fetchone() == (1, [])
+    async with hand(database) as worker, await connect(conninfo) as heart, worker.connection.transaction():
+        await worker.turn(want=1)
+        cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id})
+        assert await cursor.fetchone() == (1, [])
 
 
 async def test_a_worker_in_a_turn_is_fenced_after_it_or_when_it_is_frozen_and_others_at_once(
@@ -458,11 +478,15 @@ async def test_a_worker_in_a_turn_is_fenced_after_it_or_when_it_is_frozen_and_ot
         async with frozen.connection.transaction():
             assert (await frozen.claim_one()).job_id == job
             assert [item.worker_id for item in await self_and(look, frozen, silent, other)] == [silent.worker_id]
-            await look.rows("UPDATE archibald.workers SET beat = now() - interval '13 s' WHERE id = %s", frozen.worker_id)
+            await look.rows(
+                "UPDATE archibald.workers SET beat = now() - interval '13 s' WHERE id = %s", frozen.worker_id
+            )
             fenced = await workers.fence_stale(other.connection, other.worker_id)
             assert [item.worker_id for item in fenced] == [frozen.worker_id]
             await workers.end_fenced_backends(other.connection)
-            await look.until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", frozen.connection.info.backend_pid)
+            await look.until(
+                "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", frozen.connection.info.backend_pid
+            )
             # its claim never happened
             assert (await other.claim_one()).job_id == job
             await frozen.connection.close()
@@ -518,7 +542,7 @@ async def test_a_worker_that_said_goodbye_and_still_owns_a_lane_loses_it(look: L
     ],
 )
 async def test_what_becomes_of_the_job_of_a_lost_worker(
-    look: Look, database: str, kind: str, losses: int, cancelled: bool, fate: str, error: str | None
+    look: Look, database: str, *, kind: str, losses: int, cancelled: bool, fate: str, error: str | None
 ) -> None:
     async with hand(database) as silent, hand(database) as other:
         job_id = await look.value(ENQUEUE, "alice", kind)
@@ -573,8 +597,8 @@ async def test_partitions_are_made_though_jobs_of_their_days_have_ended_already(
     """No worker ran for longer than partitions are made ahead, while people cancelled jobs."""
     for days in (8, 9):
         await look.rows(
-            "INSERT INTO archibald.job_history SELECT %s, 1, 'alice', 'submit-order', 'write', 'cancelled', 1, now(), 0, 0, 0, 1, NULL, '{}', "
-            "NULL, NULL, NULL, NULL, NULL, NULL, now() + %s * interval '1 day', now()",
+            "INSERT INTO archibald.job_history SELECT %s, 1, 'alice', 'submit-order', 'write', 'cancelled', 1, now(), 0, 0, 0, 1, NULL, "
+            "'{}', NULL, NULL, NULL, NULL, NULL, NULL, now() + %s * interval '1 day', now()",
             days,
             days,
         )
@@ -601,10 +625,15 @@ async def test_a_worker_reads_committed_whatever_the_database_or_the_dsn_say(loo
     )
     separator = "&" if "?" in database else "?"
     async with hand(f"{database}{separator}options=-c%20work_mem%3D8MB") as worker:
-        shown = [await (await worker.connection.execute(f"SHOW {name}")).fetchone() for name in ("transaction_isolation", "lock_timeout", "work_mem")]
+        shown = [
+            await (await worker.connection.execute(f"SHOW {name}")).fetchone()
+            for name in ("transaction_isolation", "lock_timeout", "work_mem")
+        ]
         assert shown == [("read committed",), ("200ms",), ("8MB",)]
         await look.value(ENQUEUE, "alice", "submit-order")
         assert await drain(worker, look) == 1
         async with looking(database) as other:
             with pytest.raises(psycopg.errors.RaiseException, match="needs READ COMMITTED"):
-                await other.rows("SELECT archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, false)", worker.worker_id)
+                await other.rows(
+                    "SELECT archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, false)", worker.worker_id
+                )

@@ -22,12 +22,22 @@ async def run_all(worker: Hand) -> list[int]:
 
 async def test_an_agents_jobs_run_by_class_then_priority_then_age(look: Look, database: str) -> None:
     async with hand(database) as worker:
-        kinds = ("sync-customers", "edit-order", "download-ddt-pdf", "submit-order", "sync-order-articles", "edit-order", "sync-orders")
+        kinds = (
+            "sync-customers",
+            "edit-order",
+            "download-ddt-pdf",
+            "submit-order",
+            "sync-order-articles",
+            "edit-order",
+            "sync-orders",
+        )
         ids = [await look.value(ENQUEUE, "alice", kind) for kind in kinds]
         assert await run_all(worker) == [ids[3], ids[1], ids[5], ids[2], ids[4], ids[0], ids[6]]
 
 
-async def test_a_priority_given_by_the_caller_counts_but_never_lifts_a_sync_before_a_person(look: Look, database: str) -> None:
+async def test_a_priority_given_by_the_caller_counts_but_never_lifts_a_sync_before_a_person(
+    look: Look, database: str
+) -> None:
     insert = "INSERT INTO archibald.jobs (user_id, kind, priority) VALUES ('alice', %s, %s) RETURNING id"
     async with hand(database) as worker:
         sync = await look.value(insert, "sync-orders", -32768)
@@ -85,7 +95,13 @@ async def test_a_refused_head_keeps_its_place_and_only_it_is_counted(look: Look,
 
 async def test_among_agents_the_more_urgent_goes_first_and_then_who_waited_longest(look: Look, database: str) -> None:
     async with hand(database) as worker:
-        for user, kind in (("a", "sync-orders"), ("b", "edit-order"), ("c", "submit-order"), ("d", "edit-order"), ("e", "sync-customers")):
+        for user, kind in (
+            ("a", "sync-orders"),
+            ("b", "edit-order"),
+            ("c", "submit-order"),
+            ("d", "edit-order"),
+            ("e", "sync-customers"),
+        ):
             await look.value(ENQUEUE, user, kind)
             await worker.turn(look=True)
         assert [job.user_id for job in await worker.claim()] == ["c", "b", "d", "e", "a"]
@@ -110,7 +126,9 @@ async def test_an_agent_that_was_served_goes_behind_those_that_wait(look: Look, 
 async def test_limits_of_names_numbers_and_payloads_pass_through_unchanged(look: Look, database: str) -> None:
     user, text = "\U0001f69a" * 200, "x" * (2**20 - 10)
     async with hand(database) as worker:
-        await look.rows("SELECT setval('archibald.jobs_id_seq', 2147483645), setval('archibald.agents_id_seq', 2147483646)")
+        await look.rows(
+            "SELECT setval('archibald.jobs_id_seq', 2147483645), setval('archibald.agents_id_seq', 2147483646)"
+        )
         sql = "SELECT archibald.enqueue(%s, 'submit-order', jsonb_build_object('a', %s::text), %s)"
         ids = [await look.value(sql, user, text, str(n) + "\U0001f69a" * 199) for n in range(4)]
         assert ids == [2**31 - 2, 2**31 - 1, 2**31, 2**31 + 1]

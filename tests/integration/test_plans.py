@@ -47,7 +47,9 @@ async def test_no_turn_and_no_enqueue_reads_a_whole_table(
         async def use(rounds: int) -> None:
             settlements: list[tuple[object, Outcome]] = []
             for n in range(rounds):
-                await caller.value("SELECT archibald.enqueue(%s, 'submit-order', '{}', %s)", f"user-{n}", f"key-{rounds}-{n}")
+                await caller.value(
+                    "SELECT archibald.enqueue(%s, 'submit-order', '{}', %s)", f"user-{n}", f"key-{rounds}-{n}"
+                )
                 last = await caller.value("SELECT archibald.enqueue(%s, 'sync-orders')", f"new-{rounds}-{n}")
                 turn = await worker.turn(*settlements, want=3, look=n % 2 == 0)  # type: ignore[arg-type]
                 outcomes = (Outcome.completed("1"), Outcome.gone_back(), Outcome.retry("again", 0.0))
@@ -59,7 +61,9 @@ async def test_no_turn_and_no_enqueue_reads_a_whole_table(
         await look.rows("ALTER TABLE archibald.agents SET (autovacuum_enabled = off)")
         if statistics == "of the time when it was empty":
             await look.rows("ANALYZE")
-            await use(8)  # the plans of these sessions are now those of an empty queue, and nothing below makes them anew
+            await use(
+                8
+            )  # the plans of these sessions are now those of an empty queue, and nothing below makes them anew
         await look.rows("SET session_replication_role = replica")  # without triggers
         await look.rows(AGENTS.replace("%s", f"'{state}'") + "ON CONFLICT DO NOTHING")
         for sql in (jobs, KEYS):
