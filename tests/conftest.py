@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -25,6 +26,9 @@ def pytest_sessionstart() -> None:
     for name in set(os.environ) - {WANTED}:
         if name.startswith(("ARCHIBALD_", "PG")) or name in ("DATABASE_URL", "WORKER_CONCURRENCY"):
             del os.environ[name]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # Run in the background of a script: the processes under test must not inherit that, their Ctrl-C is tested.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The lane of an agent: no wake-up is lost, nobody waits for a caller, a lost worker's lanes come back once."""
+"""The lane of an agent: no wake-up is lost, and nobody waits for a caller.
+
+A locked agent costs the others nothing, and the lanes of a lost worker come back once.
+"""
 
 from __future__ import annotations
 
@@ -546,8 +549,8 @@ async def test_a_worker_that_said_goodbye_and_still_owns_a_lane_loses_it(look: L
         ("sync-orders", 0, True, "cancelled", "cancelled on request"),
     ],
 )
-async def test_what_becomes_of_the_job_of_a_lost_worker(  # noqa: PLR0917  # pytest calls it by keyword
-    look: Look, database: str, kind: str, losses: int, cancelled: bool, fate: str, error: str | None
+async def test_what_becomes_of_the_job_of_a_lost_worker(
+    look: Look, database: str, *, kind: str, losses: int, cancelled: bool, fate: str, error: str | None
 ) -> None:
     async with hand(database) as silent, hand(database) as other:
         job_id = await look.value(ENQUEUE, "alice", kind)
@@ -602,9 +605,8 @@ async def test_partitions_are_made_though_jobs_of_their_days_have_ended_already(
     """No worker ran for longer than partitions are made ahead, while people cancelled jobs."""
     for days in (8, 9):
         await look.rows(
-            "INSERT INTO archibald.job_history "
-            "SELECT %s, 1, 'alice', 'submit-order', 'write', 'cancelled', 1, now(), 0, 0, 0, 1, NULL, '{}', "
-            "NULL, NULL, NULL, NULL, NULL, NULL, now() + %s * interval '1 day', now()",
+            "INSERT INTO archibald.job_history SELECT %s, 1, 'alice', 'submit-order', 'write', 'cancelled', 1, now(), 0, 0, 0, 1, NULL, "
+            "'{}', NULL, NULL, NULL, NULL, NULL, NULL, now() + %s * interval '1 day', now()",
             days,
             days,
         )
