@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from archibald_pgq import config
 from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import JobRecord
-from archibald_pgq.domain.operations import CATALOGUE, JobClass, Policy
+from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.payload import (
     check_delay,
     check_job_id,
@@ -55,7 +55,6 @@ class Archibald:
         self._settings: config.Settings | None = None
         self._registry = Registry()
         self._declared: set[str] = set()
-        self._by_default: set[str] = set()
         self._target: Target | None = None
         self._client: Client | None = None
         self._checked = False
@@ -120,8 +119,6 @@ class Archibald:
 
         def register(handler: H) -> H:
             self._registry.add(kind, handler, policy)
-            if policy is None and kind not in CATALOGUE:
-                self._by_default.add(kind)
             return handler
 
         return register
@@ -246,7 +243,7 @@ class Archibald:
             # before the first enqueue of such a kind, and on a connection of our own: not part of a caller's transaction
             for kind, policy in self._registry.declared():
                 if kind not in self._declared:
-                    await self._client.declare(kind, policy, default=kind in self._by_default)
+                    await self._client.declare(kind, policy or Policy(), default=policy is None)
                     self._declared.add(kind)
             return self._client
 

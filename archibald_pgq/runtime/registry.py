@@ -17,7 +17,7 @@ Handler = Callable[[JobContext, dict[str, Any]], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A kind with its handler; `policy` is None where the kind's row in the database (the catalogue's) decides."""
+    """A kind with its handler; `policy` is None where the app says nothing about it: then the kind's row in the database decides."""
 
     kind: str
     handler: Handler
@@ -32,7 +32,7 @@ class Registry:
         self._operations: dict[str, Operation] = {}
 
     def add(self, kind: str, handler: Handler, policy: Policy | None) -> None:
-        """Register a handler; without a policy of its own the kind takes the catalogue's, or the default one if it is not there.
+        """Register a handler, with the policy that the app declares for the kind, if it does.
 
         Raises:
             ConfigError: the kind is not well formed or has a handler already, or the handler is no `async def`.
@@ -45,8 +45,6 @@ class Registry:
             raise ConfigError(f"the operation {kind!r} has two handlers; register one")
         if not inspect.iscoroutinefunction(handler):
             raise ConfigError(f"the handler of {kind!r} is not an async function; write it as `async def`")
-        if policy is None and kind not in CATALOGUE:
-            policy = Policy()
         self._operations[kind] = Operation(kind, handler, policy)
 
     def handler(self, kind: str) -> Handler | None:
@@ -58,8 +56,8 @@ class Registry:
         """Return the kinds with a handler, sorted."""
         return sorted(self._operations)
 
-    def declared(self) -> Iterator[tuple[str, Policy]]:
-        """Yield the kinds that this app declares with a policy of its own."""
+    def declared(self) -> Iterator[tuple[str, Policy | None]]:
+        """Yield the kinds that need a row of this app's making: with its policy, or with None where any row will do."""
         for operation in self._operations.values():
-            if operation.policy is not None:
+            if operation.policy is not None or operation.kind not in CATALOGUE:
                 yield operation.kind, operation.policy

@@ -68,7 +68,7 @@ def test_only_kinds_with_a_policy_of_their_own_are_declared() -> None:
     registry.add("submit-order", handler, None)
     registry.add("edit-order", handler, Policy(priority=7))
     registry.add("ours", handler, None)
-    assert dict(registry.declared()) == {"edit-order": Policy(priority=7), "ours": Policy()}
+    assert dict(registry.declared()) == {"edit-order": Policy(priority=7), "ours": None}
     assert registry.handler("ours") is handler
     assert registry.handler("unknown") is None
 
