@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from archibald_pgq import Archibald
 from tests import servers
@@ -15,6 +16,10 @@ from tests.reporting import pytest_sessionfinish, pytest_terminal_summary, pytes
 from tests.support import Look, looking
 
 __all__ = ["pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown"]  # hooks
+
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("archibald", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("archibald")
 
 WANTED = "ARCHIBALD_TEST_POSTGRES"
 
