@@ -247,6 +247,13 @@ class QueueModel(RuleBasedStateMachine):
 
     def turn(self, worker: Worker, settlements: list[tuple[Claim, Event, float]], want: int) -> list[tuple[Any, ...]]:
         self.look.execute("UPDATE archibald.agents SET doubt_at = now() WHERE doubt_at IS NOT NULL")  # time passes
+        # but only as a rule says: a slow machine ends no backoff and no key's window
+        self.look.execute(
+            "UPDATE archibald.agents SET retry_at = retry_at + interval '1 h', ready_at = ready_at + interval '1 h' "
+            "WHERE retry_at BETWEEN now() AND now() + interval '30 min'"
+        )
+        self.look.execute("UPDATE archibald.idempotency_keys SET expires_at = now() + interval '1 h'")
+        self.backing_off &= self.locked  # a turn ends the backoff of every agent whose lock is free
         return worker.connection.execute(
             TURN,
             (
