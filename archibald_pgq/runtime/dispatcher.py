@@ -147,12 +147,14 @@ class Dispatcher:
         self._event.clear()
         look = look or self._look or time.monotonic() - self._looked >= POLL
         settlements, want = list(self._settlements.values()), self._want()
+        self._look = False  # now, and not after the turn: an unlock that is announced meanwhile asks for another look
         try:
             turn = await store.take_turn(self._connection, self.worker_id, settlements, want, look=look)
         except psycopg.Error as error:
+            self._look = self._look or look
             return await self._after_failure(error)
         if look:
-            self._look, self._looked = False, time.monotonic()
+            self._looked = time.monotonic()
         self._apply(turn)
         if self._untaken:
             await self._mend_locks()
