@@ -92,15 +92,16 @@ class Worker:
         """
         settings, kinds = self._settings, self._registry.kinds()
         conninfo = worker_options(self._client.dsn, "worker", settings.lease)
-        connection = None
         try:
             connection = await connect(conninfo)
-            worker_id = await workers.register(
-                connection, self._version, settings.worker_concurrency, kinds, settings.lease
-            )
-        except psycopg.Error as error:
-            if connection is not None:
+            try:
+                worker_id = await workers.register(
+                    connection, self._version, settings.worker_concurrency, kinds, settings.lease
+                )
+            except BaseException:
                 await connection.close()
+                raise
+        except psycopg.Error as error:
             raise unreachable(self._client.dsn, error) from None
         logger.info(
             "worker %d is ready: %d consumers, %d operations", worker_id, settings.worker_concurrency, len(kinds)

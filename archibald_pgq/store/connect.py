@@ -49,15 +49,18 @@ async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         DatabaseError: there is a connection pooler in between.
     """
     connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
-    # A turn's plan must not change with the shape of its arrays, and its text is long: prepare it at once.
-    connection.prepare_threshold = 0
-    row = await (await connection.execute("SELECT pg_backend_pid()", prepare=False)).fetchone()
-    if row is None or row[0] != connection.info.backend_pid:
+    try:
+        # A turn's plan must not change with the shape of its arrays, and its text is long: prepare it at once.
+        connection.prepare_threshold = 0
+        row = await (await connection.execute("SELECT pg_backend_pid()", prepare=False)).fetchone()
+        if row is None or row[0] != connection.info.backend_pid:
+            raise DatabaseError(
+                f"there is a connection pooler at {redacted(conninfo)}, which breaks session locks; "
+                "give the worker the address of Postgres itself in ARCHIBALD_DATABASE_URL"
+            )
+    except BaseException:  # also a cancellation: nobody else knows of this session yet
         await connection.close()
-        raise DatabaseError(
-            f"there is a connection pooler at {redacted(conninfo)}, which breaks session locks; "
-            "give the worker the address of Postgres itself in ARCHIBALD_DATABASE_URL"
-        )
+        raise
     return connection
 
 

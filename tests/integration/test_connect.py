@@ -1,0 +1,31 @@
+"""Connections of a worker: nobody is left with a session that no one closes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+
+from archibald_pgq.store.connect import connect, worker_options
+
+
+async def test_a_connect_that_is_cancelled_before_it_is_handed_over_leaves_no_session(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[psycopg.AsyncConnection[Any]] = []
+    asked = asyncio.Event()
+
+    async def execute(connection: psycopg.AsyncConnection[Any], *_arguments: Any, **_options: Any) -> None:
+        opened.append(connection)
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "execute", execute)
+    connecting = asyncio.create_task(connect(worker_options(database, "worker", 6)))
+    await asked.wait()
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert [connection.closed for connection in opened] == [True]
