@@ -6,8 +6,10 @@ The public names; everything else is an implementation detail.
 from archibald_pgq.app import Archibald
 from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import JobRecord
+from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.states import State
+from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, WorkerRecord
 from archibald_pgq.errors import (
     ArchibaldError,
     ConfigError,
@@ -16,20 +18,27 @@ from archibald_pgq.errors import (
     JobCancelledError,
     JobFailedError,
     JobNeedsReviewError,
+    JobStateError,
     SchemaError,
+    UnknownAgentError,
     UnknownJobError,
     UnknownKindError,
     WaitTimeoutError,
 )
-from archibald_pgq.handle import Job
+from archibald_pgq.handle import Job, SyncJob
 from archibald_pgq.runtime.context import JobContext
+from archibald_pgq.sync import SyncArchibald
 
 __all__ = [
+    "AgentRecord",
     "Archibald",
     "ArchibaldError",
     "Backoff",
+    "ClassStats",
     "ConfigError",
     "DatabaseError",
+    "Doing",
+    "Health",
     "InvalidJobError",
     "Job",
     "JobCancelledError",
@@ -38,10 +47,16 @@ __all__ = [
     "JobFailedError",
     "JobNeedsReviewError",
     "JobRecord",
+    "JobStateError",
+    "NewJob",
     "Policy",
     "SchemaError",
     "State",
+    "SyncArchibald",
+    "SyncJob",
+    "UnknownAgentError",
     "UnknownJobError",
     "UnknownKindError",
     "WaitTimeoutError",
+    "WorkerRecord",
 ]

@@ -6,7 +6,8 @@ Owns: the app's operations and its connection to the database, opened at the fir
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,25 +15,18 @@ from typing import Any, TypeVar
 from archibald_pgq import config
 from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import JobRecord
-from archibald_pgq.domain.operations import JobClass, Policy
-from archibald_pgq.domain.payload import (
-    check_delay,
-    check_job_id,
-    check_key,
-    check_kind,
-    check_limit,
-    check_payload,
-    check_state,
-    check_user_id,
-)
+from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.states import State
-from archibald_pgq.errors import ConfigError, UnknownJobError
+from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
 from archibald_pgq.handle import Job
-from archibald_pgq.runtime.registry import Handler, Registry
+from archibald_pgq.runtime.registry import Handler, declared_policy
 from archibald_pgq.runtime.worker import Worker
+from archibald_pgq.source import Source
+from archibald_pgq.store import commands, reads
 from archibald_pgq.store.client import CallerConnection, Client
-from archibald_pgq.store.reads import job_by_id, newest_jobs
-from archibald_pgq.store.target import Target, open_target
+from archibald_pgq.store.request import Request
+from archibald_pgq.store.target import Target
+from archibald_pgq.sync import SyncArchibald
 
 try:
     VERSION = version("archibald-pgq")
@@ -40,6 +34,7 @@ except PackageNotFoundError:  # run from a checkout that was never installed
     VERSION = "0+unknown"
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T")
 
 
 class Archibald:
@@ -51,24 +46,34 @@ class Archibald:
 
     def __init__(self, database_url: str | None = None) -> None:
         """Nothing is opened and no setting is read before the first use."""
-        self._database_url = database_url
-        self._settings: config.Settings | None = None
-        self._registry = Registry()
-        self._declared: set[str] = set()
-        self._target: Target | None = None
+        self._source = Source(database_url)
         self._client: Client | None = None
-        self._checked = False
+        self._declared: set[str] = set()
         self._opening = asyncio.Lock()
 
     @property
     def database_url(self) -> str | None:
         """The database that this app was made with, if any."""
-        return self._database_url
+        return self._source.database_url
 
     @property
     def kinds(self) -> list[str]:
         """The kinds that this app has handlers for, sorted."""
-        return self._registry.kinds()
+        return self._source.registry.kinds()
+
+    @property
+    def settings(self) -> config.Settings:
+        """The settings of this process, read once.
+
+        Raises:
+            ConfigError: one of them is not allowed.
+        """
+        return self._source.settings
+
+    @cached_property
+    def sync(self) -> SyncArchibald:
+        """The same queue for synchronous code: Flask, Django, scripts, threads."""
+        return SyncArchibald(self._source)
 
     def operation(
         self,
@@ -99,26 +104,18 @@ class Archibald:
         Raises:
             ConfigError: an argument is out of its range, or the kind has a handler already.
         """
-        given = {
-            "job_class": job_class,
-            "priority": priority,
-            "timeout": timeout,
-            "max_attempts": max_attempts,
-            "backoff": backoff,
-            "idempotent": idempotent,
-        }
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        policy = None
-        if chosen:
-            try:
-                if job_class is not None:
-                    chosen["job_class"] = JobClass(job_class)
-                policy = Policy(**chosen)
-            except ValueError as error:
-                raise ConfigError(f"the operation {kind!r} cannot be registered: {error}") from None
+        policy = declared_policy(
+            kind,
+            job_class=job_class,
+            priority=priority,
+            timeout=timeout,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            idempotent=idempotent,
+        )
 
         def register(handler: H) -> H:
-            self._registry.add(kind, handler, policy)
+            self._source.registry.add(kind, handler, policy)
             return handler
 
         return register
@@ -149,20 +146,32 @@ class Archibald:
             InvalidJobError: an argument is not allowed; UnknownKindError: the kind has no policy in the database.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        payload = check_payload({} if data is None else data)
-        kind, user_id, delay = check_kind(kind), check_user_id(user_id), check_delay(delay)
-        key = None if idempotency_key is None else check_key(idempotency_key)
-        client = await self._open()
-        job_id = await client.enqueue(
+        job = NewJob(
+            kind,
             user_id=user_id,
-            kind=kind,
-            payload=payload,
-            key=key,
+            data={} if data is None else data,
+            idempotency_key=idempotency_key,
             delay=delay,
-            window=self.settings.dedup_window,
-            connection=connection,
         )
-        return Job(job_id, self.job)
+        return self._handle(await self._ask(commands.enqueue(job, self.settings.dedup_window), connection))
+
+    async def enqueue_many(self, jobs: Sequence[NewJob], *, connection: CallerConnection | None = None) -> list[Job]:
+        """Enqueue jobs in one statement, all or none, and return their handles in the same order.
+
+        A duplicate, also of another one of them, gets the handle of the job that is already there. Jobs of one agent keep their order.
+
+        Args:
+            jobs: what to enqueue; see `NewJob`.
+            connection: see `enqueue`.
+
+        Raises:
+            InvalidJobError: something of a job is not allowed (the text says which, from 1), or they are over 256 MB in all.
+            UnknownKindError, DatabaseError, SchemaError: see `enqueue`.
+        """
+        return [
+            self._handle(job_id)
+            for job_id in await self._ask(commands.enqueue_many(jobs, self.settings.dedup_window), connection)
+        ]
 
     async def job(self, job_id: int) -> JobRecord:
         """Return a job, live or finished.
@@ -171,12 +180,7 @@ class Archibald:
             UnknownJobError: there is none with this id.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        job_id = check_job_id(job_id)
-        client = await self._open()
-        records = await client.records(job_by_id(job_id))
-        if not records:
-            raise UnknownJobError(f"there is no job {job_id}; `archibald-pgq jobs` lists the newest")
-        return records[0]
+        return await self._ask(reads.job(job_id))
 
     async def jobs(
         self, *, user_id: str | None = None, state: State | None = None, kind: str | None = None, limit: int = 50
@@ -187,12 +191,39 @@ class Archibald:
             InvalidJobError: a filter is something that no job can have.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        user_id = None if user_id is None else check_user_id(user_id)
-        state = None if state is None else check_state(state)
-        kind = None if kind is None else check_kind(kind)
-        limit = check_limit(limit)
-        client = await self._open()
-        return await client.records(newest_jobs(user_id, state, kind, limit))
+        return await self._ask(reads.jobs(user_id, state, kind, limit))
+
+    async def review(self, *, limit: int = 50) -> list[JobRecord]:
+        """Return the jobs that need a person, the oldest first: writes that may or may not have happened.
+
+        Raises:
+            InvalidJobError, DatabaseError, SchemaError: see `jobs`.
+        """
+        return await self._ask(reads.review(limit))
+
+    async def agents(self, *, limit: int = 50) -> list[AgentRecord]:
+        """Return what each agent is doing, busy ones first; agents with nothing to do are left out.
+
+        Raises:
+            InvalidJobError, DatabaseError, SchemaError: see `jobs`.
+        """
+        return await self._ask(reads.agents(limit))
+
+    async def stats(self) -> list[ClassStats]:
+        """Return how many jobs of each class there are of each sort.
+
+        Raises:
+            DatabaseError, SchemaError: the database cannot be used.
+        """
+        return await self._ask(reads.stats())
+
+    async def workers(self, *, limit: int = 50) -> list[WorkerRecord]:
+        """Return the workers, those that are alive first.
+
+        Raises:
+            InvalidJobError, DatabaseError, SchemaError: see `jobs`.
+        """
+        return await self._ask(reads.workers(limit))
 
     async def cancel(self, job_id: int) -> str:
         """Cancel a job, wherever it is.
@@ -205,57 +236,84 @@ class Archibald:
             UnknownJobError: there is none with this id.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        job_id = check_job_id(job_id)
-        client = await self._open()
-        answer = await client.cancel(job_id)
-        if answer is None:
-            raise UnknownJobError(f"there is no job {job_id}; `archibald-pgq jobs` lists the newest")
-        return answer
+        return await self._ask(commands.cancel(job_id))
 
-    @property
-    def settings(self) -> config.Settings:
-        """The settings of this process, read once.
+    async def retry(self, job_id: int) -> Job:
+        """Run a job again, and return the handle of the job that does it.
+
+        One that needs review is queued again itself. Of one that failed or was cancelled a new job is made, with the same data and key,
+        whose `retried_from` names it; while such a job is live, it is returned instead of a second one.
 
         Raises:
-            ConfigError: one of them is not allowed.
+            JobStateError: it completed, or is queued or running: there is nothing to retry.
+            UnknownJobError, DatabaseError, SchemaError: see `cancel`.
         """
-        if self._settings is None:
-            self._settings = config.load()
-        return self._settings
+        return self._handle(await self._ask(commands.retry(job_id)))
+
+    async def discard(self, job_id: int) -> None:
+        """Put away a job that needs review: it ends as cancelled, and its key is free again.
+
+        Raises:
+            JobStateError: it needs no review.
+            UnknownJobError, DatabaseError, SchemaError: see `cancel`.
+        """
+        await self._ask(commands.discard(job_id))
+
+    async def pause_agent(self, user_id: str, *, reason: str | None = None) -> None:
+        """Pause an agent until it is resumed: its queued jobs wait, a running one ends.
+
+        Raises:
+            UnknownAgentError: it never had a job.
+            InvalidJobError, DatabaseError, SchemaError: see `jobs`; a reason has 1 to 500 characters.
+        """
+        await self._ask(commands.pause(user_id, reason))
+
+    async def resume_agent(self, user_id: str) -> bool:
+        """Let a paused agent go on; False if it was not paused.
+
+        Raises:
+            UnknownAgentError, InvalidJobError, DatabaseError, SchemaError: see `pause_agent`.
+        """
+        return await self._ask(commands.resume(user_id))
 
     async def worker(self) -> Worker:
         """Return a worker for this app's operations; `archibald-pgq run` is what usually calls it."""
-        return Worker(self._registry, await self._open(), self.settings, VERSION)
+        return Worker(self._source.registry, await self._open(), self.settings, VERSION)
 
     def use(self, target: Target) -> None:
         """Use an opened database instead of looking for one; before the first use only."""
-        self._target = target
+        self._source.use(target)
+
+    def _handle(self, job_id: int) -> Job:
+        return Job(job_id, self.job)
+
+    async def _ask(self, request: Request[T], connection: CallerConnection | None = None) -> T:
+        return await (await self._open()).ask(request, connection)
 
     async def _open(self) -> Client:
         async with self._opening:
             if self._client is None:
-                if self._target is None:
-                    self._target = await asyncio.to_thread(open_target, self._database_url, self.settings)
-                self._client = Client(self._target.dsn)
-            if not self._checked:
-                await self._client.check()
-                self._checked = True
+                client = Client(await asyncio.to_thread(self._source.dsn))
+                try:
+                    await client.check()
+                except BaseException:
+                    await client.close()
+                    raise
+                self._client = client
             # before the first enqueue of such a kind, and on a connection of our own: not part of a caller's transaction
-            for kind, policy in self._registry.declared():
+            for kind, policy in self._source.registry.declared():
                 if kind not in self._declared:
-                    await self._client.declare(kind, policy or Policy(), default=policy is None)
+                    await self._client.ask(commands.declare(kind, policy))
                     self._declared.add(kind)
             return self._client
 
     async def close(self) -> None:
-        """Close the connections; the embedded server stops when nobody else uses it."""
+        """Close the connections, also those of `sync`; the embedded server stops when nobody else uses it."""
         if self._client is not None:
             await self._client.close()
-        if self._target is not None:
-            await asyncio.to_thread(self._target.close)
-        self._client = self._target = None
-        self._checked = False
+        self._client = None
         self._declared.clear()
+        await asyncio.to_thread(self.sync.close)
 
     async def __aenter__(self) -> Archibald:
         """Use as an async context manager."""

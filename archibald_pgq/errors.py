@@ -47,5 +47,13 @@ class JobNeedsReviewError(ArchibaldError):
     """The awaited job may or may not have had its effect; a person decides."""
 
 
+class JobStateError(ArchibaldError):
+    """What was asked of a job cannot be done in the state that it is in; the text names the state."""
+
+
+class UnknownAgentError(ArchibaldError, LookupError):
+    """No agent of this name ever had a job."""
+
+
 class WaitTimeoutError(ArchibaldError, TimeoutError):
     """The awaited job was not finished within the given number of seconds; it goes on."""

@@ -1,4 +1,4 @@
-"""A job in the hands of whoever enqueued it."""
+"""A job in the hands of whoever enqueued it, in asynchronous and in synchronous code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from archibald_pgq.errors import JobCancelledError, JobFailedError, JobNeedsRevi
 
 FIRST_LOOK = 0.02
 LONGEST_PAUSE = 0.5
+"""Seconds between two looks at a job that somebody waits for: more at each look, from the first to the longest."""
 
 
 class Job:
@@ -56,28 +57,77 @@ class Job:
             UnknownJobError, DatabaseError: see `record`.
             ValueError: the timeout is negative or NaN.
         """
+        watch = _Watch(self.id, timeout)
+        while watch.goes_on(await self._read(watch.job_id)):  # noqa: ASYNC110  # a database has no event for this
+            await asyncio.sleep(watch.pause)
+        return watch.result
+
+
+class SyncJob:
+    """A handle on one job, for synchronous code.
+
+    Attributes:
+        id: the job's id.
+    """
+
+    def __init__(self, job_id: int, read: Callable[[int], JobRecord]) -> None:
+        """Made by `SyncArchibald.enqueue`."""
+        self.id = job_id
+        self._read = read
+
+    def __repr__(self) -> str:
+        """Show the id."""
+        return f"<SyncJob {self.id}>"
+
+    def record(self) -> JobRecord:
+        """Return the job as it is now; raises what `Job.record` raises."""
+        return self._read(self.id)
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait until the job has finished and return the handler's result; see `Job.wait` for arguments and errors."""
+        watch = _Watch(self.id, timeout)
+        while watch.goes_on(self._read(watch.job_id)):
+            time.sleep(watch.pause)
+        return watch.result
+
+
+class _Watch:
+    """Follows a job to its end: which id to look at, how long to rest between two looks, what it came to."""
+
+    def __init__(self, job_id: int, timeout: float | None) -> None:
         if timeout is not None and not timeout >= 0:  # NaN too
             raise ValueError(f"timeout is a number of seconds from 0, not {timeout}")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        job_id, pause = self.id, FIRST_LOOK
-        while True:
-            record = await self._read(job_id)
-            match record.state:
-                case State.COMPLETED:
-                    return record.result
-                case State.FAILED:
-                    raise JobFailedError(record.error or "failed")
-                case State.CANCELLED if isinstance(record.result, dict) and "absorbed_by" in record.result:
-                    job_id = int(record.result["absorbed_by"])
-                    continue
-                case State.CANCELLED:
-                    raise JobCancelledError(record.error or "cancelled")
-                case State.NEEDS_REVIEW:
-                    raise JobNeedsReviewError(record.error or "needs review")
-                case _:
-                    pass
-            left = LONGEST_PAUSE if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise WaitTimeoutError(f"job {job_id} is {record.state} after {timeout:g} s; it goes on")
-            await asyncio.sleep(min(pause, left))
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+        self.job_id = job_id
+        self.pause = 0.0
+        self.result: Any = None
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._next_pause = FIRST_LOOK
+
+    def goes_on(self, record: JobRecord) -> bool:
+        """True if there is something to wait for yet, after `pause` seconds; False when `result` is there.
+
+        Raises:
+            JobFailedError, JobCancelledError, JobNeedsReviewError, WaitTimeoutError: see `Job.wait`.
+        """
+        match record.state:
+            case State.COMPLETED:
+                self.result = record.result
+                return False
+            case State.FAILED:
+                raise JobFailedError(record.error or "failed")
+            case State.CANCELLED if isinstance(record.result, dict) and "absorbed_by" in record.result:
+                self.job_id, self.pause = int(record.result["absorbed_by"]), 0.0
+                return True
+            case State.CANCELLED:
+                raise JobCancelledError(record.error or "cancelled")
+            case State.NEEDS_REVIEW:
+                raise JobNeedsReviewError(record.error or "needs review")
+            case _:
+                pass
+        left = LONGEST_PAUSE if self._deadline is None else self._deadline - time.monotonic()
+        if left <= 0:
+            raise WaitTimeoutError(f"job {self.job_id} is {record.state} after {self._timeout:g} s; it goes on")
+        self.pause = min(self._next_pause, left)
+        self._next_pause = min(self._next_pause * 1.5, LONGEST_PAUSE)
+        return True

@@ -81,6 +81,7 @@ def job_table(record: JobRecord) -> Table:
         ("not before", _time(record.run_after) if record.wait_reason else None),
         ("started", _time(record.started_at)),
         ("finished", _time(record.finished_at)),
+        ("retried from", record.retried_from),
         ("payload", json.dumps(record.payload, ensure_ascii=False)),
         ("result", None if record.result is None else json.dumps(record.result, ensure_ascii=False)),
         ("error", record.error),

@@ -36,6 +36,7 @@ class JobRecord:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    retried_from: int | None
 
     @property
     def finished(self) -> bool:

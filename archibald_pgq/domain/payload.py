@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import KIND_PATTERN
 from archibald_pgq.domain.states import State
 from archibald_pgq.errors import InvalidJobError, UnknownJobError
@@ -19,6 +20,7 @@ MAX_DEPTH = 200
 """Levels of nesting; far below what overflows the stack of a JSON parser, in a worker or in the server."""
 MAX_USER_ID = 200
 MAX_KEY = 200
+MAX_REASON = 500
 MAX_DELAY = 10 * 365 * 86400.0
 MAX_ID = 2**63 - 1
 MAX_LIMIT = 10_000
@@ -70,11 +72,27 @@ def check_delay(value: object) -> float:
     return float(value)
 
 
+def check_new_job(job: NewJob) -> str:
+    """Return the job's payload as JSON text, or raise InvalidJobError if anything of the job is not allowed."""
+    payload = check_payload(job.data)
+    check_kind(job.kind)
+    check_user_id(job.user_id)
+    check_delay(job.delay)
+    if job.idempotency_key is not None:
+        check_key(job.idempotency_key)
+    return payload
+
+
 def check_job_id(value: object) -> int:
     """Return the id, or raise UnknownJobError: what is no id is the id of no job."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ID:
         raise UnknownJobError(f"there is no job {value!r}; a job's id is a whole number from 1 to {MAX_ID}")
     return value
+
+
+def check_reason(value: object) -> str:
+    """Return the reason of a pause, or raise InvalidJobError."""
+    return _text("reason", value, MAX_REASON)
 
 
 def check_limit(value: object) -> int:

@@ -40,13 +40,15 @@ class Event(StrEnum):
     """The agent's lock was taken by somebody else: back with a backoff, counted, no attempt spent."""
     COMPLETE = "complete"
     RETRY = "retry"
-    """The handler failed with attempts left: back with the policy's backoff, attempt spent."""
+    """The handler failed with attempts left: back with the policy's backoff, attempt spent; or a person, after a review, wants it again."""
     FAIL = "fail"
     GO_BACK = "go_back"
     """Interrupted without fault of its own (shutdown, worker lost): back to its place, no attempt spent."""
     REVIEW = "review"
     """Interrupted after a write had started: its effect is unknown."""
     CANCEL = "cancel"
+    DISCARD = "discard"
+    """A person, after a review, puts it away."""
 
 
 TRANSITIONS: MappingProxyType[tuple[State, Event], State] = MappingProxyType(
@@ -61,6 +63,8 @@ TRANSITIONS: MappingProxyType[tuple[State, Event], State] = MappingProxyType(
         (State.RUNNING, Event.REVIEW): State.NEEDS_REVIEW,
         (State.RUNNING, Event.CANCEL): State.CANCELLED,
         (State.NEEDS_REVIEW, Event.CANCEL): State.CANCELLED,
+        (State.NEEDS_REVIEW, Event.RETRY): State.QUEUED,
+        (State.NEEDS_REVIEW, Event.DISCARD): State.CANCELLED,
     }
 )
 

@@ -22,6 +22,7 @@ from archibald_pgq.runtime.heartbeat import EXIT_FENCED, Heartbeat, exit_fenced
 from archibald_pgq.runtime.listener import listen
 from archibald_pgq.runtime.maintenance import Maintenance
 from archibald_pgq.runtime.registry import Registry
+from archibald_pgq.store import commands
 from archibald_pgq.store.client import Client
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class Registration:
 
     def _make_run(self, job: ClaimedJob) -> Run:
         async def write_progress(job_id: int, percent: int, label: str | None) -> None:
-            await self._client.write_progress(job_id, self.worker_id, percent, label)
+            await self._client.ask(commands.progress(job_id, self.worker_id, percent, label))
 
         return Run(job, self._registry.handler(job.kind), write_progress)
 

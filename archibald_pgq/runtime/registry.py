@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from archibald_pgq.domain.operations import CATALOGUE, Policy
+from archibald_pgq.domain.operations import CATALOGUE, JobClass, Policy
 from archibald_pgq.domain.payload import check_kind
 from archibald_pgq.errors import ConfigError, InvalidJobError
 from archibald_pgq.runtime.context import JobContext
@@ -22,6 +22,23 @@ class Operation:
     kind: str
     handler: Handler
     policy: Policy | None
+
+
+def declared_policy(kind: str, **given: Any) -> Policy | None:
+    """Return the policy that an app declares for a kind: the arguments that are not None, with defaults for the rest; None if all are.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not chosen:
+        return None
+    try:
+        if "job_class" in chosen:
+            chosen["job_class"] = JobClass(chosen["job_class"])
+        return Policy(**chosen)
+    except ValueError as error:
+        raise ConfigError(f"the operation {kind!r} cannot be registered: {error}") from None
 
 
 class Registry:

@@ -1,36 +1,109 @@
-"""Reads for people and programs: jobs as records of `archibald.all_jobs`, with SQLAlchemy."""
+"""Reads for people and programs: jobs as records of `archibald.all_jobs`, agents, workers, counts.
+
+Must not: change anything, or be used by a worker's hot path.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Select, select
 
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.operations import JobClass
+from archibald_pgq.domain.payload import check_job_id, check_kind, check_limit, check_state, check_user_id
 from archibald_pgq.domain.states import State
+from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, WorkerRecord
+from archibald_pgq.store.commands import unknown_job
+from archibald_pgq.store.request import Request, Rows
+from archibald_pgq.store.sql import statement
 from archibald_pgq.store.tables import all_jobs
 
-_COLUMNS = [column for column in all_jobs.c if column.name not in {"waiting_since", "cancel_requested_at"}]
+R = TypeVar("R")
+
+_COLUMNS = [
+    column.label("job_class") if column.name == "class" else column
+    for column in all_jobs.c
+    if column.name not in {"waiting_since", "cancel_requested_at"}
+]
 
 
-def job_by_id(job_id: int) -> Select[Any]:
-    """Select one job."""
-    return select(*_COLUMNS).where(all_jobs.c.id == job_id)
+def job(job_id: int) -> Request[JobRecord]:
+    """Read one job.
+
+    Raises:
+        UnknownJobError: it is no id; or, from the answer, no job has it.
+    """
+    job_id = check_job_id(job_id)
+
+    def read(rows: Rows) -> JobRecord:
+        if not rows:
+            raise unknown_job(job_id)
+        return _record(rows[0])
+
+    return Request(select(*_COLUMNS).where(all_jobs.c.id == job_id), {}, read)
 
 
-def newest_jobs(user_id: str | None, state: State | None, kind: str | None, limit: int) -> Select[Any]:
-    """Select the newest jobs, filtered; at most `limit`."""
-    query = select(*_COLUMNS).order_by(all_jobs.c.id.desc()).limit(limit)
-    for column, value in ((all_jobs.c.user_id, user_id), (all_jobs.c.state, state), (all_jobs.c.kind, kind)):
-        if value is not None:
-            query = query.where(column == value)
-    return query
+def jobs(user_id: str | None, state: State | None, kind: str | None, limit: int) -> Request[list[JobRecord]]:
+    """Read the newest jobs, filtered; at most `limit`.
+
+    Raises:
+        InvalidJobError: a filter is something that no job can have.
+    """
+    query = select(*_COLUMNS).order_by(all_jobs.c.id.desc()).limit(check_limit(limit))
+    if user_id is not None:
+        query = query.where(all_jobs.c.user_id == check_user_id(user_id))
+    if state is not None:
+        query = query.where(all_jobs.c.state == check_state(state))
+    if kind is not None:
+        query = query.where(all_jobs.c.kind == check_kind(kind))
+    return _records(query)
 
 
-def to_record(row: Row[Any]) -> JobRecord:
-    """Return the record of one selected row."""
-    values = dict(row._mapping)
-    values["job_class"] = JobClass(values.pop("class"))
-    values["state"] = State(values["state"])
-    return JobRecord(**values)
+def review(limit: int) -> Request[list[JobRecord]]:
+    """Read the jobs that need a person, the oldest first; at most `limit`.
+
+    Raises:
+        InvalidJobError: the limit is none.
+    """
+    query = select(*_COLUMNS).where(all_jobs.c.state == State.NEEDS_REVIEW).order_by(all_jobs.c.id)
+    return _records(query.limit(check_limit(limit)))
+
+
+def agents(limit: int) -> Request[list[AgentRecord]]:
+    """Read what each agent is doing; those with nothing to do are left out; at most `limit`.
+
+    Raises:
+        InvalidJobError: the limit is none.
+    """
+    params = {"limit": check_limit(limit)}
+    return Request(statement("agents"), params, lambda rows: [_made(AgentRecord, row, doing=Doing) for row in rows])
+
+
+def stats() -> Request[list[ClassStats]]:
+    """Count the jobs of each class by sort; one row for each class, write first."""
+    return Request(statement("stats"), {}, lambda rows: [_made(ClassStats, row, job_class=JobClass) for row in rows])
+
+
+def workers(limit: int) -> Request[list[WorkerRecord]]:
+    """Read the workers, those that are alive first; at most `limit`.
+
+    Raises:
+        InvalidJobError: the limit is none.
+    """
+    params = {"limit": check_limit(limit)}
+    return Request(statement("workers"), params, lambda rows: [_made(WorkerRecord, row, health=Health) for row in rows])
+
+
+def _records(query: Select[Any]) -> Request[list[JobRecord]]:
+    return Request(query, {}, lambda rows: [_record(row) for row in rows])
+
+
+def _record(row: Any) -> JobRecord:
+    return _made(JobRecord, row, job_class=JobClass, state=State)
+
+
+def _made(record: Callable[..., R], row: Any, **meaning: Callable[[str], Any]) -> R:
+    """Return a row as a record whose fields are its columns; `meaning` turns the texts of some into what they stand for."""
+    return record(**{**row._mapping, **{name: read(row._mapping[name]) for name, read in meaning.items()}})

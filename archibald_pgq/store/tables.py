@@ -125,6 +125,7 @@ jobs = Table(
     _time("waiting_since", required=True),
     _time("started_at"),
     Column("last_error", Text),
+    Column("retried_from", BigInteger),
     Index(
         "jobs_head",
         "agent_id",
@@ -138,6 +139,7 @@ jobs = Table(
     Index("jobs_sync", "user_id", "kind", postgresql_where=text("state = 'queued' AND class = 'sync'")),
     Index("jobs_of_user", "user_id", "id"),
     Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
+    Index("jobs_retried", "retried_from", postgresql_where=text("retried_from IS NOT NULL")),
     Index("jobs_requeued", "agent_id", postgresql_where=text("state = 'queued' AND wait_reason = 'requeue'")),
     Index("jobs_one_running", "agent_id", unique=True, postgresql_where=text("state = 'running'")),
 )
@@ -187,6 +189,7 @@ job_history = Table(
     Column("waiting_since", DateTime(timezone=True), nullable=False),
     _time("started_at"),
     _time("finished_at", required=True),
+    Column("retried_from", BigInteger),
     PrimaryKeyConstraint("id", "created_at", name="job_history_pkey"),
     Index("job_history_of_user", "user_id", "id"),
     postgresql_partition_by="RANGE (created_at)",
@@ -228,4 +231,5 @@ all_jobs = Table(
     Column("finished_at", DateTime(timezone=True)),
     Column("waiting_since", DateTime(timezone=True)),
     Column("cancel_requested_at", DateTime(timezone=True)),
+    Column("retried_from", BigInteger),
 )

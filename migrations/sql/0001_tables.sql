@@ -92,6 +92,7 @@ CREATE TABLE archibald.jobs (                  -- live jobs only
   waiting_since        timestamptz NOT NULL DEFAULT clock_timestamp(),  -- first due; never reset by a requeue
   started_at           timestamptz,            -- first start
   last_error           text,
+  retried_from         bigint,                 -- the finished job that a person had run again as this one
   CONSTRAINT jobs_user_id CHECK (char_length(user_id) BETWEEN 1 AND 200),
   CONSTRAINT jobs_class CHECK (class IN ('write', 'read', 'sync')),
   CONSTRAINT jobs_state CHECK (state IN ('queued', 'running', 'needs_review')),
@@ -112,6 +113,7 @@ CREATE INDEX jobs_wake ON archibald.jobs (id) WHERE wake;
 CREATE INDEX jobs_sync ON archibald.jobs (user_id, kind) WHERE state = 'queued' AND class = 'sync';
 CREATE INDEX jobs_of_user ON archibald.jobs (user_id, id);
 CREATE INDEX jobs_of_worker ON archibald.jobs (worker_id) WHERE state = 'running';
+CREATE INDEX jobs_retried ON archibald.jobs (retried_from) WHERE retried_from IS NOT NULL;
 CREATE INDEX jobs_requeued ON archibald.jobs (agent_id) WHERE state = 'queued' AND wait_reason = 'requeue';
 -- An assertion, not a lock: two running jobs of one agent cannot be stored.
 CREATE UNIQUE INDEX jobs_one_running ON archibald.jobs (agent_id) WHERE state = 'running';
@@ -157,6 +159,7 @@ CREATE TABLE archibald.job_history (           -- finished jobs; a settle's DELE
   waiting_since    timestamptz NOT NULL,
   started_at       timestamptz,
   finished_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+  retried_from     bigint,
   CONSTRAINT job_history_pkey PRIMARY KEY (id, created_at),
   CONSTRAINT job_history_state CHECK (state IN ('completed', 'failed', 'cancelled'))
 ) PARTITION BY RANGE (created_at);             -- by the job's immutable created_at: a key on id alone cannot exist
@@ -172,10 +175,10 @@ CREATE TABLE archibald.schema_revisions (      -- what each migration still serv
 CREATE VIEW archibald.all_jobs AS              -- live and finished in one list: the thing to SELECT from when looking
   SELECT id, user_id, kind, class, state, wait_reason, priority, run_after, requeue_count, losses, attempt, max_attempts,
          idempotency_key, payload, progress, progress_label, NULL::jsonb AS result, last_error AS error, worker_id,
-         created_at, started_at, NULL::timestamptz AS finished_at, waiting_since, cancel_requested_at
+         created_at, started_at, NULL::timestamptz AS finished_at, waiting_since, cancel_requested_at, retried_from
     FROM archibald.jobs
   UNION ALL
   SELECT id, user_id, kind, class, state, NULL, priority, run_after, requeue_count, losses, attempt, max_attempts,
          idempotency_key, payload, progress, progress_label, result, error, worker_id,
-         created_at, started_at, finished_at, waiting_since, NULL
+         created_at, started_at, finished_at, waiting_since, NULL, retried_from
     FROM archibald.job_history;

@@ -26,6 +26,8 @@ FUNCTIONS = (
     "turn.v1",
     "takeover.v1",
     "cancel_job.v1",
+    "review.v1",
+    "pause_agent.v1",
     "history_partitions.v1",
 )
 # Written out here, and not read from the code's catalogue: a migration never reads what later work edits.

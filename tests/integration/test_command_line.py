@@ -35,7 +35,7 @@ ODD_SHOWN = "[bold]x[/] :bug: \\ \\x1b[2J %s {}"
 JOB_KEYS = [
     "id", "user_id", "kind", "class", "state", "wait_reason", "priority", "run_after", "requeue_count", "losses", "attempt",
     "max_attempts", "idempotency_key", "payload", "progress", "progress_label", "result", "error", "worker_id", "created_at",
-    "started_at", "finished_at",
+    "started_at", "finished_at", "retried_from",
 ]  # fmt: skip
 
 

@@ -158,7 +158,7 @@ CREATE TRIGGER jobs_before_insert BEFORE INSERT ON archibald.jobs
 
 -- Enqueues one job and returns its id; of a duplicate, the id of the job that is already there.
 CREATE FUNCTION archibald.enqueue(user_id text, kind text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL,
-                                  run_after timestamptz DEFAULT NULL) RETURNS bigint
+                                  run_after timestamptz DEFAULT NULL, retried_from bigint DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -166,8 +166,8 @@ DECLARE
 BEGIN
   -- A twin can end between "it is there" and "which one is it": then there is room for this job after all.
   FOR round IN 1..100 LOOP
-    INSERT INTO archibald.jobs (user_id, kind, payload, idempotency_key, run_after)
-    VALUES (enqueue.user_id, enqueue.kind, enqueue.payload, enqueue.idempotency_key, enqueue.run_after)
+    INSERT INTO archibald.jobs (user_id, kind, payload, idempotency_key, run_after, retried_from)
+    VALUES (enqueue.user_id, enqueue.kind, enqueue.payload, enqueue.idempotency_key, enqueue.run_after, enqueue.retried_from)
     RETURNING id INTO v_job;
     IF v_job IS NOT NULL THEN
       RETURN v_job;
@@ -185,4 +185,35 @@ BEGIN
     END IF;
   END LOOP;
   RAISE EXCEPTION 'the sync % of % started 100 times while it was enqueued', kind, user_id USING ERRCODE = '40001';
+END $$;
+
+-- Enqueues many jobs at once; all or none. The arrays are parallel, one element per job. Returns the ids in the same order; of a duplicate,
+-- of one of the others too, the id of the job that is already there.
+-- The ids are drawn before, in the order given: jobs of one agent keep it, and whatever was not inserted is known to be a duplicate.
+-- Inserted in the order of (user_id, key): two callers take the keys that they share in the same order, and cannot deadlock on them.
+CREATE FUNCTION archibald.enqueue_many(user_ids text[], kinds text[], payloads jsonb[], idempotency_keys text[], run_afters timestamptz[])
+RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+DECLARE
+  v_sequence regclass := pg_get_serial_sequence('archibald.jobs', 'id');
+  v_ids      bigint[] := ARRAY (SELECT nextval(v_sequence) FROM generate_series(1, cardinality(user_ids)));
+  v_new      bigint[];
+  v_place    integer;
+BEGIN
+  WITH new AS (
+    INSERT INTO archibald.jobs (id, user_id, kind, payload, idempotency_key, run_after) OVERRIDING SYSTEM VALUE
+    SELECT i.id, i.user_id, i.kind, i.payload, i.key, i.run_after
+      FROM unnest(v_ids, user_ids, kinds, payloads, idempotency_keys, run_afters) AS i(id, user_id, kind, payload, key, run_after)
+     ORDER BY i.user_id, i.key, i.id
+    RETURNING id
+  )
+  SELECT array_agg(id) INTO v_new FROM new;
+  FOR v_place IN
+    SELECT i.n FROM unnest(v_ids) WITH ORDINALITY AS i(id, n)
+     WHERE NOT EXISTS (SELECT FROM unnest(v_new) AS new(id) WHERE new.id = i.id)
+     ORDER BY user_ids[i.n], idempotency_keys[i.n], i.n
+  LOOP
+    v_ids[v_place] := archibald.enqueue(user_ids[v_place], kinds[v_place], payloads[v_place], idempotency_keys[v_place], run_afters[v_place]);
+  END LOOP;
+  RETURN v_ids;
 END $$;

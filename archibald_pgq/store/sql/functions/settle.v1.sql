@@ -44,13 +44,13 @@ BEGIN
   INSERT INTO archibald.job_history (
            id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
            idempotency_key, payload, progress, progress_label, result, error, worker_id, epoch, created_at, waiting_since, started_at,
-           finished_at)
+           finished_at, retried_from)
   SELECT id, agent_id, user_id, kind, class,
          CASE event WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
          priority, run_after, requeue_count, losses, attempt + (event <> 'cancel')::integer, max_attempts,
          idempotency_key, payload, progress, progress_label, result::jsonb,
          CASE event WHEN 'cancel' THEN 'cancelled on request' ELSE error END, worker_id, epoch, created_at, waiting_since,
-         started_at, v_now
+         started_at, v_now, retried_from
     FROM done;
 
   -- Back into the queue (or aside). No unique index is written that callers write too: an enqueue in an open transaction cannot stall this.
@@ -99,8 +99,9 @@ LANGUAGE sql AS $$
   )
   INSERT INTO archibald.job_history (
            id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
-           idempotency_key, payload, result, error, created_at, waiting_since)
+           idempotency_key, payload, result, error, created_at, waiting_since, retried_from)
   SELECT id, agent_id, user_id, kind, class, 'cancelled', priority, run_after, requeue_count, losses, attempt, max_attempts,
-         idempotency_key, payload, jsonb_build_object('absorbed_by', absorbed_by), 'absorbed by job ' || absorbed_by, created_at, waiting_since
+         idempotency_key, payload, jsonb_build_object('absorbed_by', absorbed_by), 'absorbed by job ' || absorbed_by, created_at, waiting_since,
+         retried_from
     FROM gone
 $$;

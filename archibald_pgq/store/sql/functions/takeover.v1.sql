@@ -64,11 +64,11 @@ BEGIN
           WITH gone AS (DELETE FROM archibald.jobs j WHERE j.id = v_job.id RETURNING j.*)
           INSERT INTO archibald.job_history (
                    id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
-                   idempotency_key, payload, progress, progress_label, error, worker_id, epoch, created_at, waiting_since, started_at)
+                   idempotency_key, payload, progress, progress_label, error, worker_id, epoch, created_at, waiting_since, started_at, retried_from)
           SELECT g.id, g.agent_id, g.user_id, g.kind, g.class, fate, g.priority, g.run_after, g.requeue_count, v_job.losses, g.attempt,
                  g.max_attempts, g.idempotency_key, g.payload, g.progress, g.progress_label,
                  CASE fate WHEN 'failed' THEN format('its worker died %s times', v_job.losses) ELSE 'cancelled on request' END,
-                 g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at
+                 g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at, g.retried_from
             FROM gone g;
         ELSE
           UPDATE archibald.jobs j

@@ -1,0 +1,226 @@
+"""What can be asked of the queue: enqueue, cancel, retry, discard, pause, resume, and what apps and handlers write.
+
+Owns: these statements, the check of their arguments, and what their answers mean. Must not: open connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from archibald_pgq.domain.new_job import NewJob
+from archibald_pgq.domain.operations import Policy
+from archibald_pgq.domain.payload import check_job_id, check_new_job, check_reason, check_user_id
+from archibald_pgq.errors import InvalidJobError, JobStateError, UnknownAgentError, UnknownJobError
+from archibald_pgq.store.request import Request, Rows, nothing
+
+DEFAULT_WINDOW = 30.0
+"""Seconds; what the database takes where it is told nothing else."""
+
+MAX_MANY_BYTES = 256 * 1024 * 1024
+"""Payloads of one `enqueue_many`; the server refuses a message of 1 GB, and needs several times its size to read it."""
+
+_ENQUEUE = """
+SELECT archibald.enqueue(CAST(%(user_id)s AS text), CAST(%(kind)s AS text), CAST(%(payload)s AS jsonb), CAST(%(key)s AS text),
+                         clock_timestamp() + make_interval(secs => CAST(%(delay)s AS double precision)))
+"""
+_ENQUEUE_MANY = """
+SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS text[]), CAST(CAST(%(payloads)s AS text[]) AS jsonb[]),
+                              CAST(%(keys)s AS text[]),
+                              ARRAY (SELECT clock_timestamp() + make_interval(secs => d)
+                                       FROM unnest(CAST(%(delays)s AS double precision[])) WITH ORDINALITY AS i(d, n) ORDER BY n))
+"""
+# The trigger reads the setting; the CTE is evaluated before the call that depends on it.
+_WITH_WINDOW = """
+WITH setting AS MATERIALIZED (SELECT set_config('archibald.dedup_window', CAST(%(window)s AS text), true) AS done)
+SELECT q.answer FROM setting CROSS JOIN LATERAL ({call} WHERE setting.done IS NOT NULL) AS q(answer)
+"""
+_CANCEL = "SELECT archibald.cancel_job(%(job)s)"
+_RETRY = "SELECT answer, job FROM archibald.retry_job(%(job)s)"
+_DISCARD = "SELECT archibald.discard_job(%(job)s)"
+_PAUSE = "SELECT archibald.pause_agent(CAST(%(user_id)s AS text), CAST(%(reason)s AS text))"
+_RESUME = "SELECT archibald.resume_agent(CAST(%(user_id)s AS text))"
+_PROGRESS = """
+UPDATE archibald.jobs SET progress = %(percent)s, progress_label = %(label)s
+ WHERE id = %(job)s AND state = 'running' AND worker_id = %(worker)s
+"""
+_POLICY = """
+INSERT INTO archibald.operations AS o (kind, class, priority, timeout_s, max_attempts, backoff, backoff_s, idempotent)
+VALUES (%(kind)s, %(class)s, %(priority)s, %(timeout)s, %(max_attempts)s, %(backoff)s, %(backoff_s)s, %(idempotent)s)
+ON CONFLICT (kind) DO
+"""
+_DECLARE_DEFAULT = f"{_POLICY} NOTHING"
+_DECLARE = f"""{_POLICY} UPDATE
+   SET class = excluded.class, priority = excluded.priority, timeout_s = excluded.timeout_s, max_attempts = excluded.max_attempts,
+       backoff = excluded.backoff, backoff_s = excluded.backoff_s, idempotent = excluded.idempotent
+ WHERE (o.class, o.priority, o.timeout_s, o.max_attempts, o.backoff, o.backoff_s, o.idempotent) IS DISTINCT FROM
+       (excluded.class, excluded.priority, excluded.timeout_s, excluded.max_attempts, excluded.backoff, excluded.backoff_s,
+        excluded.idempotent)
+"""  # noqa: S608  # both parts are constants
+
+
+def unknown_job(job_id: int) -> UnknownJobError:
+    """Return the error for an id that no job has."""
+    return UnknownJobError(f"there is no job {job_id}; `archibald-pgq jobs` lists the newest")
+
+
+def enqueue(job: NewJob, window: float) -> Request[int]:
+    """Enqueue a job; the answer is its id, or the id of the job that it duplicates. `window`: ARCHIBALD_DEDUP_WINDOW in seconds.
+
+    Raises:
+        InvalidJobError: something of the job is not allowed.
+    """
+    payload = check_new_job(job)
+    params = {
+        "user_id": job.user_id,
+        "kind": job.kind,
+        "payload": payload,
+        "key": job.idempotency_key,
+        "delay": float(job.delay) or None,
+    }
+    windowed = job.idempotency_key is not None and window != DEFAULT_WINDOW
+    return _with_window(_ENQUEUE, params, window if windowed else None)
+
+
+def enqueue_many(jobs: Sequence[NewJob], window: float) -> Request[list[int]]:
+    """Enqueue jobs, all or none; the answer is their ids in the same order, of a duplicate that of the job that is already there.
+
+    Raises:
+        InvalidJobError: something of a job is not allowed (the text says which, from 1), or they are over 256 MB in all.
+    """
+    payloads, size = [], 0
+    for place, job in enumerate(jobs, 1):
+        try:
+            payloads.append(check_new_job(job))
+        except InvalidJobError as error:
+            raise InvalidJobError(f"job {place} of {len(jobs)}: {error}") from None
+        size += len(payloads[-1].encode())
+        if size > MAX_MANY_BYTES:
+            raise InvalidJobError("the payloads are over 256 MB in all; enqueue them in several calls")
+    params = {
+        "user_ids": [job.user_id for job in jobs],
+        "kinds": [job.kind for job in jobs],
+        "payloads": payloads,
+        "keys": [job.idempotency_key for job in jobs],
+        "delays": [float(job.delay) or None for job in jobs],
+    }
+    return _with_window(_ENQUEUE_MANY, params, None if window == DEFAULT_WINDOW else window)
+
+
+def _with_window(call: str, params: dict[str, Any], window: float | None) -> Request[Any]:
+    if window is None:
+        return Request(call, params, lambda rows: rows[0][0])
+    return Request(_WITH_WINDOW.format(call=call), {**params, "window": str(window)}, lambda rows: rows[0][0])
+
+
+def cancel(job_id: int) -> Request[str]:
+    """Cancel a job; the answer is 'cancelled', 'requested' (it runs), or 'already …' with its state if it had ended.
+
+    Raises:
+        UnknownJobError: it is no id; or, from the answer, no job has it.
+    """
+    job_id = check_job_id(job_id)
+
+    def read(rows: Rows) -> str:
+        if rows[0][0] is None:
+            raise unknown_job(job_id)
+        return str(rows[0][0])
+
+    return Request(_CANCEL, {"job": job_id}, read)
+
+
+def retry(job_id: int) -> Request[int]:
+    """Run a job again; the answer is the id of the job that does it.
+
+    Raises:
+        UnknownJobError: see `cancel`; JobStateError (from the answer): there is nothing to retry.
+    """
+    job_id = check_job_id(job_id)
+
+    def read(rows: Rows) -> int:
+        if not rows:
+            raise unknown_job(job_id)
+        answer, job = rows[0]
+        if answer in {"queued", "enqueued", "already retried"}:
+            return int(job)
+        raise JobStateError(
+            f"job {job_id} is {answer}; only one that failed, was cancelled or needs review can be retried"
+        )
+
+    return Request(_RETRY, {"job": job_id}, read)
+
+
+def discard(job_id: int) -> Request[None]:
+    """Put away a job that needs review.
+
+    Raises:
+        UnknownJobError: see `cancel`; JobStateError (from the answer): it needs no review.
+    """
+    job_id = check_job_id(job_id)
+
+    def read(rows: Rows) -> None:
+        answer = rows[0][0]
+        if answer is None:
+            raise unknown_job(job_id)
+        if answer != "discarded":
+            raise JobStateError(f"job {job_id} is {answer}; only one that needs review can be discarded")
+
+    return Request(_DISCARD, {"job": job_id}, read)
+
+
+def _unknown_agent(user_id: str) -> UnknownAgentError:
+    return UnknownAgentError(f"there is no agent {user_id!r}: no job of it was ever enqueued; check the name")
+
+
+def pause(user_id: str, reason: str | None) -> Request[None]:
+    """Pause an agent until somebody resumes it.
+
+    Raises:
+        InvalidJobError: an argument is not allowed; UnknownAgentError (from the answer): it never had a job.
+    """
+    user_id = check_user_id(user_id)
+    reason = None if reason is None else check_reason(reason)
+
+    def read(rows: Rows) -> None:
+        if not rows[0][0]:
+            raise _unknown_agent(user_id)
+
+    return Request(_PAUSE, {"user_id": user_id, "reason": reason}, read)
+
+
+def resume(user_id: str) -> Request[bool]:
+    """Resume an agent; the answer is False if it was not paused.
+
+    Raises:
+        InvalidJobError: it is no user_id; UnknownAgentError (from the answer): it never had a job.
+    """
+    user_id = check_user_id(user_id)
+
+    def read(rows: Rows) -> bool:
+        if rows[0][0] is None:
+            raise _unknown_agent(user_id)
+        return bool(rows[0][0])
+
+    return Request(_RESUME, {"user_id": user_id}, read)
+
+
+def progress(job_id: int, worker_id: int, percent: int, label: str | None) -> Request[None]:
+    """Record how far a running job of this worker is."""
+    return Request(_PROGRESS, {"job": job_id, "worker": worker_id, "percent": percent, "label": label}, nothing)
+
+
+def declare(kind: str, policy: Policy | None) -> Request[None]:
+    """Write the policy of a kind; does nothing where it is the same already. None: the defaults, where the kind has no policy yet."""
+    chosen = policy or Policy()
+    backoff = chosen.backoff
+    params = {
+        "kind": kind,
+        "class": chosen.job_class.value,
+        "priority": chosen.priority,
+        "timeout": chosen.timeout,
+        "max_attempts": chosen.max_attempts,
+        "backoff": backoff.shape if backoff else None,
+        "backoff_s": backoff.seconds if backoff else 0.0,
+        "idempotent": chosen.idempotent,
+    }
+    return Request(_DECLARE_DEFAULT if policy is None else _DECLARE, params, nothing)

@@ -1,0 +1,68 @@
+"""The clients' pools of connections: autocommit, at most five, checked before each use."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.types.datetime import TimestamptzLoader
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from archibald_pgq.store.connect import CONNECT_TIMEOUT
+from archibald_pgq.store.dsn import with_options
+
+FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
+LAST_TIME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+
+_URL = "postgresql+psycopg://"
+_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": True, "pool_size": 5}
+
+
+class _TimeLoader(TimestamptzLoader):
+    """Reads what Python has no date for as the first or the last that it has: a run_after of 'infinity' parks a job, and must be seen."""
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            past = bytes(data).startswith(b"-") or bytes(data).endswith(b"BC")
+            return FIRST_TIME if past else LAST_TIME
+
+
+def _conninfo(dsn: str) -> str:
+    return with_options(dsn, application_name="archibald-pgq client", connect_timeout=CONNECT_TIMEOUT)
+
+
+def async_engine(dsn: str) -> AsyncEngine:
+    """Return a pool of asynchronous connections to `dsn`; nothing is opened yet.
+
+    Raises:
+        ConfigError: the DSN cannot be read.
+    """
+    conninfo = _conninfo(dsn)
+
+    async def connect() -> psycopg.AsyncConnection[Any]:
+        connection = await psycopg.AsyncConnection.connect(conninfo)
+        connection.adapters.register_loader("timestamptz", _TimeLoader)
+        return connection
+
+    return create_async_engine(_URL, async_creator=connect, **_OPTIONS)
+
+
+def sync_engine(dsn: str) -> Engine:
+    """Return a pool of connections to `dsn`; nothing is opened yet.
+
+    Raises:
+        ConfigError: the DSN cannot be read.
+    """
+    conninfo = _conninfo(dsn)
+
+    def connect() -> psycopg.Connection[Any]:
+        connection = psycopg.connect(conninfo)
+        connection.adapters.register_loader("timestamptz", _TimeLoader)
+        return connection
+
+    return create_engine(_URL, creator=connect, **_OPTIONS)

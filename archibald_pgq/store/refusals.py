@@ -1,0 +1,72 @@
+"""What the database refuses, as the errors of `archibald_pgq.errors`.
+
+Guarantees: on a connection of our own every error of the driver is translated; on a caller's only those that are about the job, so that
+the caller's own handling (serialization failures, deadlocks, a lost connection in a transaction of its own) sees what it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from archibald_pgq.domain.payload import MAX_JSON_BYTES
+from archibald_pgq.errors import DatabaseError, InvalidJobError, SchemaError, UnknownKindError
+from archibald_pgq.store.connect import unreachable
+from archibald_pgq.store.dsn import redacted
+from archibald_pgq.store.migrations import MEND
+
+
+@contextmanager
+def translated(dsn: str, *, ours: bool) -> Iterator[None]:
+    """Translate what the database refuses in the block; `ours`: on a connection of our own.
+
+    Raises:
+        DatabaseError, SchemaError, InvalidJobError, UnknownKindError: see `archibald_pgq.errors`.
+        psycopg.Error, sqlalchemy.exc.DBAPIError: on a caller's connection, what is the caller's to handle.
+    """
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise DatabaseError(f"the database at {redacted(dsn)} does not answer: all connections wait") from error
+    except (psycopg.Error, DBAPIError) as error:
+        answer = _translate(dsn, error)
+        if answer is None and ours:
+            reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[:1]
+            answer = DatabaseError(f"the database at {redacted(dsn)} refuses: {' '.join(reason)}")
+        if answer is None:
+            raise
+        raise answer from error
+    except UnicodeEncodeError as error:
+        raise InvalidJobError("a text holds a lone surrogate, which Postgres cannot store; remove it") from error
+
+
+def _translate(dsn: str, error: psycopg.Error | DBAPIError) -> Exception | None:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None)
+    message = str(cause).strip().splitlines()[0] if str(cause).strip() else "no answer"
+    match state:
+        case "AQ001":
+            return UnknownKindError(
+                f"{message}; declare it with @app.operation(…) and start that app once, or correct the name"
+            )
+        case "AQ002":
+            return InvalidJobError(message)
+        case "23514" if "jobs_payload_size" in message:
+            return InvalidJobError(
+                f"the payload is over {MAX_JSON_BYTES} bytes (1 MB) as JSON; keep large data elsewhere"
+            )
+        case "42P01" | "42883" | "3F000" if "archibald" in message:
+            return SchemaError(f"there is no usable schema archibald at {redacted(dsn)}; {MEND}")
+        case "42501":
+            return DatabaseError(f"the database at {redacted(dsn)} refuses: {message}")
+        case str() if state[:2] in {"22", "54"}:
+            return InvalidJobError(f"the database cannot take this: {message}")
+        case None if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):
+            return unreachable(dsn, cause)
+        case str() if state[:2] in {"08", "28", "3D", "53", "57"} and isinstance(cause, psycopg.Error):
+            return unreachable(dsn, cause)
+    return None

@@ -1,0 +1,31 @@
+"""A request to the database as a value: made once, asked by the asynchronous client and by the synchronous one alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Select
+
+T = TypeVar("T")
+Rows = Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[T]):
+    """One statement, its parameters, and what its rows mean.
+
+    Attributes:
+        statement: SQL with psycopg's `%(name)s` placeholders, or a SELECT of SQLAlchemy's.
+        params: their values.
+        read: turns the rows into the answer, or into the error that they stand for.
+    """
+
+    statement: str | Select[Any]
+    params: Mapping[str, Any]
+    read: Callable[[Rows], T]
+
+
+def nothing(_rows: Rows) -> None:
+    """Read the rows of a statement that answers nothing."""
