@@ -103,6 +103,15 @@ async def test_a_pause_lasts_until_somebody_ends_it_and_one_with_an_end_ends_by_
         assert await look.rows("SELECT paused_until, paused_reason FROM archibald.agents") == [(None, None)]
 
 
+async def test_resuming_wakes_a_worker(app: Archibald, database: str) -> None:
+    await app.enqueue("submit-order", user_id="alice")
+    await app.pause_agent("alice")
+    async with looking(database) as listener:
+        await listener.rows("LISTEN archibald")
+        await app.resume_agent("alice")
+        assert await listener.heard() == "wake"
+
+
 async def test_pausing_again_changes_the_reason_and_resuming_again_does_nothing(app: Archibald) -> None:
     await app.enqueue("submit-order", user_id="alice")
     await app.pause_agent("alice", reason="one")

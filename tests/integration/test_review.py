@@ -37,8 +37,12 @@ async def test_a_job_that_needs_review_is_retried_as_the_same_job_at_its_old_pla
 ) -> None:
     job = await ended(app, worker, DOUBTFUL, key="o-7")
     later = await app.enqueue("submit-order", user_id="alice")
+    before = await look.job(job.id, "waiting_since")
     again = await app.retry(job.id)
     assert again.id == job.id
+    assert (
+        await look.job(job.id, "waiting_since") > before
+    )  # it waits anew: a review of hours is no wait for a consumer
     claimed = await worker.claim_one()
     assert (claimed.job_id, claimed.attempt, claimed.payload) == (job.id, 1, {"order": 7})
     await worker.settle(claimed)
@@ -46,12 +50,15 @@ async def test_a_job_that_needs_review_is_retried_as_the_same_job_at_its_old_pla
     assert await look.job(job.id, "state", "attempt", "retried_from") == ("completed", 1, None)
 
 
-async def test_a_retry_wakes_a_worker(app: Archibald, worker: Hand) -> None:
+async def test_a_retry_wakes_a_worker(app: Archibald, worker: Hand, database: str) -> None:
     job = await ended(app, worker, DOUBTFUL)
+    async with looking(database) as listener:
+        await listener.rows("LISTEN archibald")
+        await app.retry(job.id)
+        assert await listener.heard() == "wake"
     stage = Stage(hold=False)
     stage.register(app, "submit-order")
     async with working(app):
-        await app.retry(job.id)
         assert await job.wait(timeout=20) == {"ran": {"order": 7}}
 
 
