@@ -78,6 +78,30 @@ SETTINGS: dict[str, Setting] = {
     "lease": Setting(
         "ARCHIBALD_LEASE", "6", "seconds of silence after which a worker's agents are given to others", _seconds(2, 600)
     ),
+    "reserved_consumers": Setting(
+        "ARCHIBALD_RESERVED_CONSUMERS",
+        "",
+        "consumers of a worker that no sync may take, so that what a person asks for starts at once (default: a fifth of them)",
+        _whole(0, 999),
+    ),
+    "preempt_grace": Setting(
+        "ARCHIBALD_PREEMPT_GRACE",
+        "5",
+        "seconds that a sync gets to stop by itself, when a write of its agent waits, before it is cancelled",
+        _seconds(0, 3600),
+    ),
+    "max_preemptions": Setting(
+        "ARCHIBALD_MAX_PREEMPTIONS",
+        "5",
+        "so often in a row a sync makes room; its next run is left alone",
+        _whole(0, 1000),
+    ),
+    "max_wait": Setting(
+        "ARCHIBALD_MAX_WAIT",
+        "900",
+        "seconds after which a waiting sync is no longer overtaken by other agents' jobs",
+        _seconds(1, 86400),
+    ),
     "max_losses": Setting(
         "ARCHIBALD_MAX_LOSSES", "3", "a job whose worker died this often while it ran fails", _whole(1, 100)
     ),
@@ -96,6 +120,10 @@ class Settings:
     shutdown_grace: float
     dedup_window: float
     lease: float
+    reserved_consumers: int
+    preempt_grace: float
+    max_preemptions: int
+    max_wait: float
     max_losses: int
 
 
@@ -114,6 +142,14 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         except ValueError as error:
             unset = f"unset for {setting.default}" if setting.default else "unset"
             raise ConfigError(f"{setting.name} is {text!r}; it must be {error}, or {unset}") from None
+    concurrency, reserved = values["worker_concurrency"], values["reserved_consumers"]
+    if reserved is None:
+        values["reserved_consumers"] = concurrency // 5
+    elif reserved >= concurrency:
+        raise ConfigError(
+            f"ARCHIBALD_RESERVED_CONSUMERS is {reserved}; it must be less than WORKER_CONCURRENCY, which is {concurrency}, "
+            "or no sync would ever run"
+        )
     return Settings(**values)
 
 

@@ -13,7 +13,7 @@ from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import connect, worker_options
-from archibald_pgq.store.turn import Owner, Settlement, Turn
+from archibald_pgq.store.turn import Owner, Settlement, Turn, Want
 
 KINDS = (
     "submit-order",
@@ -36,7 +36,7 @@ class Hand:
     async def turn(self, *settlements: tuple[ClaimedJob, Outcome], want: int = 0, look: bool = False) -> Turn:
         """Take one turn."""
         items = [Settlement(Owner(job.lane, job.epoch), job.job_id, outcome) for job, outcome in settlements]
-        return await store.take_turn(self.connection, self.worker_id, items, want, look=look)
+        return await store.take_turn(self.connection, self.worker_id, items, Want(want, want, 0), look=look)
 
     async def claim(self, want: int = 10) -> list[ClaimedJob]:
         """Claim what may run, after looking at everything."""
@@ -53,10 +53,20 @@ class Hand:
 
 
 @contextlib.asynccontextmanager
-async def hand(database: str, kinds: Sequence[str] = KINDS, lease: float = 6.0) -> AsyncIterator[Hand]:
+async def hand(
+    database: str,
+    kinds: Sequence[str] = KINDS,
+    lease: float = 6.0,
+    *,
+    max_wait: float = 900.0,
+    max_preemptions: int = 5,
+) -> AsyncIterator[Hand]:
     """Register a worker that does nothing by itself."""
     connection = await connect(worker_options(database, "worker", lease))
     try:
-        yield Hand(connection, await workers.register(connection, "test", 10, kinds, lease))
+        worker_id = await workers.register(
+            connection, "test", kinds, concurrency=10, lease=lease, max_wait=max_wait, max_preemptions=max_preemptions
+        )
+        yield Hand(connection, worker_id)
     finally:
         await connection.close()

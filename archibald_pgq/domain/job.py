@@ -37,6 +37,9 @@ class JobRecord:
     started_at: datetime | None
     finished_at: datetime | None
     retried_from: int | None
+    preempt_requested_at: datetime | None
+    preempted_by: int | None
+    preemptions: int
 
     @property
     def finished(self) -> bool:
@@ -61,3 +64,5 @@ class ClaimedJob:
     max_attempts: int
     payload: dict[str, Any]
     policy: Policy
+    saved_state: Any = None
+    """What an earlier run of this sync saved."""

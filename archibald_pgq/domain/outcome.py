@@ -44,6 +44,11 @@ class Outcome:
         return cls(Event.GO_BACK, error=error)
 
     @classmethod
+    def preempted(cls) -> Outcome:
+        """A sync that made room for a write of its agent; back behind it, no attempt spent."""
+        return cls(Event.PREEMPT)
+
+    @classmethod
     def needs_review(cls, error: str) -> Outcome:
         """Interrupted after it may have had its effect."""
         return cls(Event.REVIEW, error=error)

@@ -44,6 +44,8 @@ class Event(StrEnum):
     FAIL = "fail"
     GO_BACK = "go_back"
     """Interrupted without fault of its own (shutdown, worker lost): back to its place, no attempt spent."""
+    PREEMPT = "preempt"
+    """A sync that made room for a write of its agent: back behind it, no attempt spent."""
     REVIEW = "review"
     """Interrupted after a write had started: its effect is unknown."""
     CANCEL = "cancel"
@@ -60,6 +62,7 @@ TRANSITIONS: MappingProxyType[tuple[State, Event], State] = MappingProxyType(
         (State.RUNNING, Event.RETRY): State.QUEUED,
         (State.RUNNING, Event.FAIL): State.FAILED,
         (State.RUNNING, Event.GO_BACK): State.QUEUED,
+        (State.RUNNING, Event.PREEMPT): State.QUEUED,
         (State.RUNNING, Event.REVIEW): State.NEEDS_REVIEW,
         (State.RUNNING, Event.CANCEL): State.CANCELLED,
         (State.NEEDS_REVIEW, Event.CANCEL): State.CANCELLED,

@@ -1,20 +1,33 @@
 """What a handler is given besides its data.
 
-Guarantees: nothing here tells how often a job was requeued; progress is written at most twice a second and its last value always.
+Guarantees: nothing here tells how often a job was requeued; progress is written at most twice a second and its last value always;
+a section that must not be cut is not cut by a write that waits, for as long as sections may last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from archibald_pgq.domain.job import ClaimedJob
-from archibald_pgq.errors import ArchibaldError
+from archibald_pgq.domain.operations import JobClass
+from archibald_pgq.domain.payload import to_json
+from archibald_pgq.errors import ArchibaldError, InvalidJobError
 
 WriteProgress = Callable[[int, int, str | None], Awaitable[None]]
 """Writes (job id, percent, label)."""
+
+SaveState = Callable[[str], Awaitable[None]]
+"""Writes a state, as JSON text."""
+
+LONGEST_SECTION = 30.0
+"""Seconds for which `uninterruptible` keeps a write of the agent waiting."""
+
+MAX_STATE_BYTES = 65_536
 
 PROGRESS_INTERVAL = 0.5
 """Seconds between two writes of one job's progress."""
@@ -42,23 +55,88 @@ class JobContext:
         kind: the operation.
         attempt: the number of this attempt; 1 is the first.
         log: a logger that names the job in each line.
-        cancelled: true once the job was asked to stop (timeout, cancel, shutdown); the task is cancelled too.
+        state: what an earlier run of this sync saved, or None.
     """
 
-    def __init__(self, job: ClaimedJob, write_progress: WriteProgress) -> None:
+    def __init__(self, job: ClaimedJob, write_progress: WriteProgress, save_state: SaveState) -> None:
         """Made by the executor, one for each run."""
         self.user_id = job.user_id
         self.job_id = job.job_id
         self.kind = job.kind
         self.attempt = job.attempt
-        self.cancelled = False
+        self.state = job.saved_state
+        self.told = False
+        """Told to stop, and its task is cancelled; set by the executor."""
+        self.asked = False
+        """Asked to make room for a write of its agent; set by the executor."""
+        self.section_ended: Callable[[], None] = lambda: None
+        """Called when a section that must not be cut has ended; set by the executor."""
+        self._is_sync = job.policy.job_class is JobClass.SYNC
+        self._sections = 0
+        self._section_since = 0.0
         self.log = _JobLog(
             logging.getLogger("archibald_pgq.job"), {"kind": job.kind, "job_id": job.job_id, "user_id": job.user_id}
         )
-        self._write = write_progress
+        self._write, self._save = write_progress, save_state
         self._pending: tuple[int, str | None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the job must stop.
+
+        After a timeout, a cancel or a shutdown the task is cancelled at the same moment. A sync that must make room for a write of its
+        agent sees it some seconds before (ARCHIBALD_PREEMPT_GRACE), so that it can stop where it likes.
+        """
+        return self.told or (self.asked and not self.in_section)
+
+    def raise_if_cancelled(self) -> None:
+        """Stop here if the job must stop.
+
+        Raises:
+            asyncio.CancelledError: it must; let it through.
+        """
+        if self.cancelled:
+            raise asyncio.CancelledError("the job was asked to stop")
+
+    @property
+    def in_section(self) -> bool:
+        """True within `uninterruptible`, for as long as sections may last."""
+        return self._sections > 0 and time.monotonic() - self._section_since < LONGEST_SECTION
+
+    @asynccontextmanager
+    async def uninterruptible(self) -> AsyncIterator[None]:
+        """A section that a waiting write of the same agent does not cut, such as a form that is being saved; for at most 30 s.
+
+        A timeout, a cancel and a shutdown do cut it.
+        """
+        if self._sections == 0:
+            self._section_since = time.monotonic()
+        self._sections += 1
+        try:
+            yield
+        finally:
+            self._sections -= 1
+            if self._sections == 0:
+                self.section_ended()
+
+    async def save(self, state: Any) -> None:
+        """Keep what this sync has reached, a JSON value of up to 64 KB; a later run of the job finds it as `ctx.state`.
+
+        For the progress of a sync, which may also do a part again. Written when this returns.
+
+        Raises:
+            InvalidJobError: the job is no sync, or the state is no JSON or too large.
+            JobStateError: the job is no longer this worker's. DatabaseError: the database cannot be used.
+        """
+        if not self._is_sync:
+            raise InvalidJobError(f"{self.kind} is no sync; only a sync can save a state")
+        text = to_json(state, "state")
+        if len(text.encode()) > MAX_STATE_BYTES:
+            raise InvalidJobError(f"the state is over {MAX_STATE_BYTES} bytes as JSON; keep large data elsewhere")
+        await self._save(text)
+        self.state = state
 
     async def progress(self, percent: int, label: str | None = None) -> None:
         """Show how far the job is: `percent` 0 to 100, `label` up to 200 characters.

@@ -19,12 +19,13 @@ import psycopg
 from psycopg import errors
 
 from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime.executor import Run, Stop, error_text
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import connect
-from archibald_pgq.store.turn import Owner, Settlement, Turn
+from archibald_pgq.store.turn import NOTHING, Owner, Settlement, Turn, Want
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ POLL = 1.0
 
 SOON = 0.2
 """Seconds until a turn is repeated that met somebody's lock."""
+
+LARGEST_AGED = 2.0
 
 _TRANSIENT = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure, errors.QueryCanceled)
 
@@ -53,13 +56,19 @@ class Dispatcher:
         make_run: Callable[[ClaimedJob], Run],
         *,
         in_contact: Callable[[], bool],
+        max_syncs: int,
     ) -> None:
-        """Take over `connection`, on which the worker was registered; `in_contact`: whether handlers may be started at all."""
+        """Take over `connection`, on which the worker was registered.
+
+        `in_contact` says whether handlers may be started at all; `max_syncs` is how many syncs may run at once.
+        """
         self.worker_id = worker_id
         self.runs: dict[Owner, Run] = {}
         """What this worker owns and has not settled yet."""
         self._conninfo, self._connection, self._lease, self._make_run = conninfo, connection, lease, make_run
-        self._in_contact = in_contact
+        self._in_contact, self._max_syncs = in_contact, max_syncs
+        self._aged = 0.0
+        """Places that syncs which waited too long may take before all others: a quarter of one for each job claimed."""
         self._wishes: deque[asyncio.Future[Run]] = deque()
         self._settlements: dict[Owner, Settlement] = {}
         self._untaken: dict[Owner, float] = {}
@@ -94,6 +103,9 @@ class Dispatcher:
         """A hint that there may be something to claim; `look`: also look again at agents that were locked."""
         self._look = self._look or look
         if self._wishes:
+            self._event.set()
+        elif self._running_syncs():  # no consumer is free, but one becomes free if a write waits for a sync of ours
+            self._look = True
             self._event.set()
 
     def check(self) -> None:
@@ -155,6 +167,7 @@ class Dispatcher:
             return await self._after_failure(error)
         if look:
             self._looked = time.monotonic()
+        self._aged = min(self._aged - (want.aged if turn.claimed else 0) + len(turn.claimed) / 4, LARGEST_AGED)
         self._apply(turn)
         if self._untaken:
             await self._mend_locks()
@@ -162,11 +175,21 @@ class Dispatcher:
             return SOON
         return POLL if turn.next_in is None else min(max(turn.next_in, 0.005), POLL)
 
-    def _want(self) -> int:
+    def _want(self) -> Want:
         while self._wishes and self._wishes[0].done():
             self._wishes.popleft()
-        may_claim = self._claiming and self._in_contact()
-        return sum(not wish.done() for wish in self._wishes) if may_claim else 0
+        if not self._claiming or not self._in_contact():
+            return NOTHING
+        jobs = sum(not wish.done() for wish in self._wishes)
+        return Want(jobs, max(0, self._max_syncs - self._running_syncs()), int(self._aged))
+
+    def _running_syncs(self) -> int:
+        """How many syncs run, without those whose outcome goes out with the next turn."""
+        return sum(
+            run.job.policy.job_class is JobClass.SYNC
+            for owner, run in self.runs.items()
+            if owner not in self._settlements
+        )
 
     def _apply(self, turn: Turn) -> None:
         if turn.fenced:
@@ -222,7 +245,7 @@ class Dispatcher:
         logger.exception("a turn of %d outcomes failed and is repeated one by one", len(settlements))
         for item in settlements:
             try:
-                self._apply(await store.take_turn(self._connection, self.worker_id, [item], 0, look=False))
+                self._apply(await store.take_turn(self._connection, self.worker_id, [item], NOTHING, look=False))
             except _TRANSIENT:
                 continue  # it stays among the settlements
             except psycopg.Error as error:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Any
 
@@ -18,7 +17,7 @@ from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.domain.payload import to_json
 from archibald_pgq.errors import InvalidJobError
-from archibald_pgq.runtime.context import JobContext, WriteProgress
+from archibald_pgq.runtime.context import JobContext, SaveState, WriteProgress
 from archibald_pgq.runtime.registry import Handler
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,7 @@ class Stop(StrEnum):
     TIMEOUT = "timed out"
     CANCEL = "cancelled on request"
     SHUTDOWN = "interrupted by shutdown"
+    PREEMPT = "making room for a write of its agent"
     FENCE = "interrupted: its worker lost contact with the database"
 
 
@@ -55,13 +55,37 @@ def error_text(error: BaseException) -> str:
 class Run:
     """One run of one job."""
 
-    def __init__(self, job: ClaimedJob, handler: Handler | None, write_progress: WriteProgress) -> None:
-        """Prepare; `handler` is None for a kind that no live worker handles."""
+    def __init__(
+        self,
+        job: ClaimedJob,
+        handler: Handler | None,
+        write_progress: WriteProgress,
+        save_state: SaveState,
+        *,
+        grace: float,
+        ask_again: Callable[[], None],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            job: what to run.
+            handler: None for a kind that no live worker handles.
+            write_progress: for the handler's context.
+            save_state: for the handler's context.
+            grace: seconds between asking a sync to make room and cancelling it.
+            ask_again: called when that time is over; whoever asked looks whether the reason still stands, and asks again.
+        """
         self.job = job
         self.reason: Stop | None = None
-        self._handler = handler
-        self._context = JobContext(job, write_progress)
+        self._handler, self._grace, self._ask_again = handler, grace, ask_again
+        self._context = JobContext(job, write_progress, save_state)
+        self._context.section_ended = self._section_ended
         self._task: asyncio.Task[Any] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._asked_at = self._told_at = 0.0
+        self._by = ""
+        self._forced = False
         self.ended = asyncio.Event()
         """Set when no handler code runs any more."""
 
@@ -71,12 +95,54 @@ class Run:
         return self._task is not None and not self._task.done()
 
     def stop(self, reason: Stop) -> None:
-        """Tell the handler to stop; the first reason stands, but a lost lease outranks all."""
-        if self.reason is None or reason is Stop.FENCE:
+        """Tell the handler to stop; the first reason stands, but a lost lease outranks all, and making room is outranked by all."""
+        if self.reason in {None, Stop.PREEMPT} or reason is Stop.FENCE:
             self.reason = reason
-        self._context.cancelled = True
-        if self._task is not None:
+        self._tell()
+
+    def make_room(self, by: str) -> None:
+        """Ask a sync to stop for a write of its agent; asked again when the grace is over, it is cancelled. `by` names the write."""
+        if self.reason is None and not self.ended.is_set():
+            self.reason, self._by, self._asked_at = Stop.PREEMPT, by, self._loop.time()
+            self._context.asked = True
+            self._timers.append(self._loop.call_later(self._grace, self._ask_again))
+        elif (
+            self.reason is Stop.PREEMPT and not self._forced and self._grace_is_over() and not self._context.in_section
+        ):
+            self._forced = True
+            self._tell()
+
+    def need_not_make_room(self) -> None:
+        """The write does not wait any more; a handler that was not cancelled yet goes on."""
+        if self.reason is Stop.PREEMPT and not self._forced:
+            self.reason = None
+            self._context.asked = False
+
+    def _grace_is_over(self) -> bool:
+        return self._loop.time() - self._asked_at >= self._grace
+
+    def _section_ended(self) -> None:
+        if self.reason is Stop.PREEMPT and self._grace_is_over():
+            self._ask_again()
+
+    def _tell(self) -> None:
+        self._context.told = True
+        if self._task is not None and not self._task.done():
             self._task.cancel()
+            if not self._told_at:
+                self._told_at = self._loop.time()
+                self._timers.append(self._loop.call_later(STUBBORN_REPORT, self._report))
+
+    def _report(self) -> None:
+        logger.warning(
+            "%s (job %d) of %s still runs %.0f s after it was told to stop (%s); its agent stays locked",
+            self.job.kind,
+            self.job.job_id,
+            self.job.user_id,
+            self._loop.time() - self._told_at,
+            self.reason,
+        )
+        self._timers.append(self._loop.call_later(STUBBORN_REPORT, self._report))
 
     async def execute(self) -> Outcome:
         """Run the handler to its end and return what came of it."""
@@ -93,26 +159,16 @@ class Run:
         self._task = asyncio.create_task(
             _guarded(self._handler(self._context, self.job.payload)), name=f"job {self.job.job_id}"
         )
-        await self._ended(self._task)
+        self._timers.append(self._loop.call_later(self.job.policy.timeout, self._time_out))
+        await asyncio.wait({self._task})
+        for timer in self._timers:
+            timer.cancel()
         await self._context.finish()
         return self._outcome(self._task)
 
-    async def _ended(self, task: asyncio.Task[Any]) -> None:
-        await asyncio.wait({task}, timeout=self.job.policy.timeout)
-        if not task.done() and self.reason is None:
+    def _time_out(self) -> None:
+        if self.reason in {None, Stop.PREEMPT} and not self._forced:
             self.stop(Stop.TIMEOUT)
-        told = time.monotonic()
-        while not task.done():
-            await asyncio.wait({task}, timeout=STUBBORN_REPORT)
-            if not task.done():
-                logger.warning(
-                    "%s (job %d) of %s still runs %.0f s after it was told to stop (%s); its agent stays locked",
-                    self.job.kind,
-                    self.job.job_id,
-                    self.job.user_id,
-                    time.monotonic() - told,
-                    self.reason,
-                )
 
     def _outcome(self, task: asyncio.Task[Any]) -> Outcome:
         if self.reason is Stop.TIMEOUT:
@@ -121,11 +177,20 @@ class Run:
             return _completed(task.result())
         if self.reason is Stop.CANCEL:
             return Outcome.cancelled(self.reason)
+        if self.reason is Stop.PREEMPT:
+            if not self._forced and not task.cancelled():
+                return self._after_error(_error_of(task))  # it was asked, and failed by itself
+            logger.info(
+                "JOB_PREEMPTED: %s (job %d) of %s makes room for %s",
+                self.job.kind,
+                self.job.job_id,
+                self.job.user_id,
+                self._by,
+            )
+            return Outcome.preempted()
         if self.reason is not None:
             return Outcome.gone_back(self.reason) if self.job.policy.repeatable else Outcome.needs_review(self.reason)
-        error = asyncio.CancelledError("the handler cancelled itself") if task.cancelled() else task.exception()
-        assert error is not None  # noqa: S101  # neither cancelled nor without exception: for the type checker
-        return self._after_error(error)
+        return self._after_error(_error_of(task))
 
     def _after_error(self, error: BaseException) -> Outcome:
         text, job = error_text(error), self.job
@@ -141,6 +206,12 @@ class Run:
             return Outcome.failed(text)
         backoff = job.policy.backoff
         return Outcome.retry(text, backoff.delay(job.attempt) if backoff else 0.0)
+
+
+def _error_of(task: asyncio.Task[Any]) -> BaseException:
+    error = asyncio.CancelledError("the handler cancelled itself") if task.cancelled() else task.exception()
+    assert error is not None  # noqa: S101  # it neither was cancelled nor returned: for the type checker
+    return error
 
 
 def _completed(result: Any) -> Outcome:

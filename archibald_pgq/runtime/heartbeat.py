@@ -56,6 +56,9 @@ class Listener(Protocol):
     def cancel_requested(self, job_ids: list[int]) -> None:
         """Somebody asked to cancel these running jobs."""
 
+    def preempt_requested(self) -> None:
+        """Running syncs are asked to make room."""
+
     def handler_code_runs(self) -> bool:
         """True while any handler of this process may run."""
 
@@ -133,6 +136,8 @@ class Heartbeat:
                 self._unbroken_since = sent
             if row[1]:
                 self._listener.cancel_requested(row[1])
+            if row[2]:
+                self._listener.preempt_requested()
             self._stopped.wait(max(0.0, self.interval - (boottime() - sent)))
         if connection is not None:
             connection.close()

@@ -1,4 +1,4 @@
-"""What a worker does for all: taking over from workers that went silent, cancel requests, the history's partitions, sweeping.
+"""What a worker does for all: taking over from workers that went silent, requests to stop, the history's partitions, sweeping.
 
 Guarantees: nobody is judged silent unless this worker's own heartbeat is beyond doubt; the verdict is committed before any lane is
 touched. Must not: touch a lane of a worker that is not fenced.
@@ -33,15 +33,25 @@ class Maintenance:
     """The upkeep of one registered worker, on a connection of its own."""
 
     def __init__(
-        self, conninfo: str, worker_id: int, heartbeat: Heartbeat, max_losses: int, cancel: Callable[[list[int]], None]
+        self,
+        conninfo: str,
+        worker_id: int,
+        heartbeat: Heartbeat,
+        max_losses: int,
+        *,
+        cancel: Callable[[list[int]], None],
+        preempt: Callable[[list[workers.PreemptRequest]], None],
     ) -> None:
-        """Prepare; `cancel` is called with the ids of running jobs that somebody asked to cancel."""
+        """Prepare.
+
+        `cancel` is called with the ids of running jobs that somebody asked to cancel, `preempt` with all requests to make room.
+        """
         self._conninfo, self._worker_id, self._heartbeat = conninfo, worker_id, heartbeat
-        self._max_losses, self._cancel = max_losses, cancel
+        self._max_losses, self._cancel, self._preempt = max_losses, cancel, preempt
         self._asked = asyncio.Event()
         self._swept = self._partitioned = float("-inf")
 
-    def cancel_requested(self) -> None:
+    def look_for_requests(self) -> None:
         """A hint that some running job was asked to stop."""
         self._asked.set()
 
@@ -71,6 +81,7 @@ class Maintenance:
             self._asked.clear()
             if job_ids := await workers.cancel_requests(connection, self._worker_id):
                 self._cancel(job_ids)
+            self._preempt(await workers.preempt_requests(connection, self._worker_id))
         if self._heartbeat.trusted:
             await self._take_over(connection)
         now = time.monotonic()

@@ -24,6 +24,7 @@ from archibald_pgq.runtime.maintenance import Maintenance
 from archibald_pgq.runtime.registry import Registry
 from archibald_pgq.store import commands
 from archibald_pgq.store.client import Client
+from archibald_pgq.store.workers import PreemptRequest
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,11 @@ class Registration:
             settings.lease,
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
+            max_syncs=settings.worker_concurrency - settings.reserved_consumers,
         )
-        self._maintenance = Maintenance(conninfo, worker_id, self.heartbeat, settings.max_losses, self._cancel)
+        self._maintenance = Maintenance(
+            conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
+        )
 
     async def serve(self, stop: asyncio.Event, hurry: asyncio.Event) -> int:
         """Run jobs until `stop`, drain (`hurry` ends the grace) and return the process's exit code: 0, or 70 if handlers did not end.
@@ -144,7 +148,17 @@ class Registration:
         async def write_progress(job_id: int, percent: int, label: str | None) -> None:
             await self._client.ask(commands.progress(job_id, self.worker_id, percent, label))
 
-        return Run(job, self._registry.handler(job.kind), write_progress)
+        async def save_state(state: str) -> None:
+            await self._client.ask(commands.save_state(job, self.worker_id, state))
+
+        return Run(
+            job,
+            self._registry.handler(job.kind),
+            write_progress,
+            save_state,
+            grace=self._settings.preempt_grace,
+            ask_again=self._maintenance.look_for_requests,
+        )
 
     def _stop_runs(self, reason: Stop) -> None:
         for run in self._dispatcher.runs.values():
@@ -156,11 +170,19 @@ class Registration:
             if run.job.job_id in wanted and run.reason is None:
                 run.stop(Stop.CANCEL)
 
+    def _preempt(self, requests: list[PreemptRequest]) -> None:
+        asked = {request.owner: request for request in requests}
+        for owner, run in self._dispatcher.runs.items():
+            if owner in asked:
+                run.make_room(f"{asked[owner].by_kind} (job {asked[owner].by_job})")
+            else:
+                run.need_not_make_room()
+
     def _heard(self, text: str) -> None:
-        if text != "cancel":
+        if text not in {"cancel", "preempt"}:
             self._dispatcher.nudge(look=text != "wake")
-        if text in {"cancel", "connected"}:
-            self._maintenance.cancel_requested()
+        if text in {"cancel", "preempt", "connected"}:
+            self._maintenance.look_for_requests()
 
     # -- what the heartbeat's threads call
 
@@ -176,6 +198,10 @@ class Registration:
     def cancel_requested(self, job_ids: list[int]) -> None:
         """Somebody asked to cancel running jobs."""
         self._soon(self._cancel, job_ids)
+
+    def preempt_requested(self) -> None:
+        """Running syncs are asked to make room."""
+        self._soon(self._maintenance.look_for_requests)
 
     def handler_code_runs(self) -> bool:
         """True while any handler of this process may run."""

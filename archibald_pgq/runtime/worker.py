@@ -96,7 +96,13 @@ class Worker:
             connection = await connect(conninfo)
             try:
                 worker_id = await workers.register(
-                    connection, self._version, settings.worker_concurrency, kinds, settings.lease
+                    connection,
+                    self._version,
+                    kinds,
+                    concurrency=settings.worker_concurrency,
+                    lease=settings.lease,
+                    max_wait=settings.max_wait,
+                    max_preemptions=settings.max_preemptions,
                 )
             except BaseException:
                 await connection.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import Policy
 from archibald_pgq.domain.payload import check_job_id, check_new_job, check_reason, check_user_id
@@ -43,6 +44,13 @@ _RESUME = "SELECT archibald.resume_agent(CAST(%(user_id)s AS text))"
 _PROGRESS = """
 UPDATE archibald.jobs SET progress = %(percent)s, progress_label = %(label)s
  WHERE id = %(job)s AND state = 'running' AND worker_id = %(worker)s
+"""
+_SAVE_STATE = """
+UPDATE archibald.jobs j SET saved_state = CAST(%(state)s AS jsonb)
+  FROM archibald.agents a
+ WHERE j.id = %(job)s AND j.state = 'running' AND j.worker_id = %(worker)s AND a.id = %(lane)s AND a.epoch = %(epoch)s
+   AND a.worker_id = j.worker_id
+RETURNING j.id
 """
 _POLICY = """
 INSERT INTO archibald.operations AS o (kind, class, priority, timeout_s, max_attempts, backoff, backoff_s, idempotent)
@@ -207,6 +215,21 @@ def resume(user_id: str) -> Request[bool]:
 def progress(job_id: int, worker_id: int, percent: int, label: str | None) -> Request[None]:
     """Record how far a running job of this worker is."""
     return Request(_PROGRESS, {"job": job_id, "worker": worker_id, "percent": percent, "label": label}, nothing)
+
+
+def save_state(job: ClaimedJob, worker_id: int, state: str) -> Request[None]:
+    """Keep what a running sync has reached; refused by the fence once the job is no longer this worker's.
+
+    Raises:
+        JobStateError (from the answer): it is not.
+    """
+
+    def read(rows: Rows) -> None:
+        if not rows:
+            raise JobStateError(f"job {job.job_id} is no longer this worker's; its state was not saved")
+
+    params = {"job": job.job_id, "worker": worker_id, "lane": job.lane, "epoch": job.epoch, "state": state}
+    return Request(_SAVE_STATE, params, read)
 
 
 def declare(kind: str, policy: Policy | None) -> Request[None]:

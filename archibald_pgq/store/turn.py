@@ -21,7 +21,8 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 _TURN = """
 SELECT * FROM archibald.turn(%(worker)s, %(lanes)s::bigint[], %(epochs)s::bigint[], %(jobs)s::bigint[], %(events)s::text[],
-                             %(results)s::text[], %(errors)s::text[], %(delays)s::double precision[], %(want)s, %(look)s)
+                             %(results)s::text[], %(errors)s::text[], %(delays)s::double precision[],
+                             %(jobs_wanted)s, %(syncs_wanted)s, %(aged_wanted)s, %(look)s)
 """
 _RETAKE = "SELECT lane, epoch, jobs, got FROM archibald.retake(%s)"
 _DROP_STRAY = "SELECT archibald.drop_stray_locks(%s)"
@@ -32,6 +33,20 @@ class Owner(NamedTuple):
 
     lane: int
     epoch: int
+
+
+class Want(NamedTuple):
+    """What a worker could start now."""
+
+    jobs: int
+    """In all."""
+    syncs: int
+    """Of these, syncs at most."""
+    aged: int
+    """Of these, syncs that waited too long and go before all others."""
+
+
+NOTHING = Want(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +97,9 @@ class Owned:
 
 
 async def take_turn(
-    connection: Connection, worker_id: int, settlements: Sequence[Settlement], want: int, *, look: bool
+    connection: Connection, worker_id: int, settlements: Sequence[Settlement], want: Want, *, look: bool
 ) -> Turn:
-    """Settle `settlements` and claim up to `want` jobs; `look`: look again at doubts, pauses and foreign locks.
+    """Settle `settlements` and claim what is wanted; `look`: look again at doubts, pauses, foreign locks and writes that wait for a sync.
 
     Raises:
         psycopg.Error: nothing of this turn was written (or, when the connection broke, perhaps all of it: see `owned_lanes`).
@@ -102,7 +117,9 @@ async def take_turn(
                 "results": [s.outcome.result for s in settlements],
                 "errors": [s.outcome.error for s in settlements],
                 "delays": [s.outcome.delay for s in settlements],
-                "want": want,
+                "jobs_wanted": want.jobs,
+                "syncs_wanted": want.syncs,
+                "aged_wanted": want.aged,
                 "look": look,
             },
         )
@@ -127,6 +144,7 @@ def _read(row: Any, turn: Turn) -> None:
                     row.max_attempts,
                     row.payload,
                     policy,
+                    row.saved_state,
                 )
             )
         case "requeued":

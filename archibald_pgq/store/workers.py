@@ -10,11 +10,13 @@ from typing import Any
 
 import psycopg
 
+from archibald_pgq.store.turn import Owner
+
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 _REGISTER = """
-INSERT INTO archibald.workers (host, pid, version, concurrency, kinds, lease_s, backend_pid, backend_start)
-SELECT %(host)s, %(pid)s, %(version)s, %(concurrency)s, %(kinds)s, %(lease)s, a.pid, a.backend_start
+INSERT INTO archibald.workers (host, pid, version, concurrency, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start)
+SELECT %(host)s, %(pid)s, %(version)s, %(concurrency)s, %(kinds)s, %(lease)s, %(max_wait)s, %(max_preemptions)s, a.pid, a.backend_start
   FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
 RETURNING id
 """
@@ -40,13 +42,15 @@ WITH beat AS (
   UPDATE archibald.workers SET beat = clock_timestamp() WHERE id = %(worker)s AND fenced_at IS NULL RETURNING id
 )
 SELECT (SELECT count(*) FROM beat),
-       ARRAY (SELECT id FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND cancel_requested_at IS NOT NULL)
+       ARRAY (SELECT id FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND cancel_requested_at IS NOT NULL),
+       EXISTS (SELECT FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND preempt_requested_at IS NOT NULL)
 """
-"""The heartbeat; it also brings the cancel requests, so that none depends on a notification."""
+"""The heartbeat; it also brings the requests to cancel and to make room, so that none depends on a notification."""
 
 _CANCELS = (
     "SELECT id FROM archibald.jobs WHERE worker_id = %s AND state = 'running' AND cancel_requested_at IS NOT NULL"
 )
+_PREEMPTS = "SELECT lane, epoch, job, by_job, by_kind FROM archibald.preempt_requests(%s)"
 # Not while a lane is this worker's (a claim whose reply was lost): nobody fences one that said goodbye, the lane would be stuck for ever.
 _STOP = """
 UPDATE archibald.workers w SET stopped_at = clock_timestamp()
@@ -88,8 +92,27 @@ class Released:
     fate: str
 
 
-async def register(connection: Connection, version: str, concurrency: int, kinds: Sequence[str], lease: float) -> int:
-    """Add this process as a worker whose agent locks live on `connection`; return its id."""
+@dataclass(frozen=True, slots=True)
+class PreemptRequest:
+    """A running sync is asked to make room for a write of its agent."""
+
+    owner: Owner
+    job_id: int
+    by_job: int
+    by_kind: str
+
+
+async def register(
+    connection: Connection,
+    version: str,
+    kinds: Sequence[str],
+    *,
+    concurrency: int,
+    lease: float,
+    max_wait: float,
+    max_preemptions: int,
+) -> int:
+    """Add this process as a worker whose agent locks live on `connection`; return its id. Times in seconds."""
     cursor = await connection.execute(
         _REGISTER,
         {
@@ -99,6 +122,8 @@ async def register(connection: Connection, version: str, concurrency: int, kinds
             "concurrency": concurrency,
             "kinds": list(kinds),
             "lease": lease,
+            "max_wait": max_wait,
+            "max_preemptions": max_preemptions,
         },
     )
     row = await cursor.fetchone()
@@ -122,6 +147,12 @@ async def stop(connection: Connection, worker_id: int) -> None:
 async def cancel_requests(connection: Connection, worker_id: int) -> list[int]:
     """Return the ids of this worker's running jobs that somebody asked to cancel."""
     return [row[0] for row in await (await connection.execute(_CANCELS, (worker_id,))).fetchall()]
+
+
+async def preempt_requests(connection: Connection, worker_id: int) -> list[PreemptRequest]:
+    """Return this worker's syncs that are asked to make room, after taking back the requests that have lost their reason."""
+    rows = await (await connection.execute(_PREEMPTS, (worker_id,))).fetchall()
+    return [PreemptRequest(Owner(lane, epoch), *rest) for lane, epoch, *rest in rows]
 
 
 async def fence_stale(connection: Connection, me: int) -> list[Fenced]:

@@ -26,6 +26,8 @@ CREATE TABLE archibald.workers (               -- one row per daemon process
   concurrency    integer NOT NULL,
   kinds          text[] NOT NULL,              -- the operations that it has handlers for
   lease_s        double precision NOT NULL,
+  max_wait_s     double precision NOT NULL,    -- a sync that waited longer is no longer overtaken by other agents
+  max_preemptions integer NOT NULL,            -- so often in a row a sync makes room; its next run is left alone
   started_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
   beat           timestamptz NOT NULL DEFAULT clock_timestamp(),
   fenced_at      timestamptz,                  -- its lanes are given to others; its late writes are refused
@@ -51,6 +53,8 @@ CREATE TABLE archibald.agents (                -- the lane: one row per agent
   worker_id           bigint,
   turn_job_ids        bigint[] NOT NULL DEFAULT '{}',
   since               timestamptz,             -- owned since
+  preemptable         boolean NOT NULL DEFAULT false,  -- runs a sync that may be asked to make room, and was not asked yet
+  preempt_at          timestamptz,             -- it was asked; when the write that waits for it is requeued (again)
   paused_until        timestamptz,
   paused_reason       text,
   CONSTRAINT agents_user_id_key UNIQUE (user_id),
@@ -61,9 +65,12 @@ CREATE TABLE archibald.agents (                -- the lane: one row per agent
 ) WITH (fillfactor = 50);
 -- The claim's order. It leads with "head is a sync", so that consumers reserved for people scan no syncs.
 CREATE INDEX agents_ready ON archibald.agents (head_is_sync, head_priority, ready_at) WHERE state = 'ready';
+-- Syncs that waited too long, whatever their priority.
+CREATE INDEX agents_aged ON archibald.agents (head_waiting_since) WHERE state = 'ready' AND head_is_sync;
 CREATE INDEX agents_running ON archibald.agents (worker_id) WHERE state = 'running';
 CREATE INDEX agents_retry ON archibald.agents (retry_at) WHERE retry_at IS NOT NULL;
 CREATE INDEX agents_doubt ON archibald.agents (doubt_at) WHERE doubt_at IS NOT NULL;
+CREATE INDEX agents_preempt ON archibald.agents (preempt_at) WHERE preempt_at IS NOT NULL;
 CREATE INDEX agents_paused ON archibald.agents (paused_until) WHERE paused_until IS NOT NULL;
 
 CREATE TABLE archibald.jobs (                  -- live jobs only
@@ -92,12 +99,17 @@ CREATE TABLE archibald.jobs (                  -- live jobs only
   waiting_since        timestamptz NOT NULL DEFAULT clock_timestamp(),  -- first due; never reset by a requeue
   started_at           timestamptz,            -- first start
   last_error           text,
+  preempt_requested_at timestamptz,            -- a running sync was asked to make room for a write of its agent
+  preempted_by         bigint,                 -- the write that it last made room for
+  preemptions          integer NOT NULL DEFAULT 0,       -- in a row
+  saved_state          jsonb,                  -- what a sync has reached; its next run finds it
   retried_from         bigint,                 -- the finished job that a person had run again as this one
   CONSTRAINT jobs_user_id CHECK (char_length(user_id) BETWEEN 1 AND 200),
   CONSTRAINT jobs_class CHECK (class IN ('write', 'read', 'sync')),
   CONSTRAINT jobs_state CHECK (state IN ('queued', 'running', 'needs_review')),
   CONSTRAINT jobs_wait_reason CHECK (wait_reason IN ('delay', 'requeue', 'retry')),
-  CONSTRAINT jobs_counts CHECK (requeue_count >= 0 AND losses >= 0 AND attempt >= 0 AND max_attempts >= 1),
+  CONSTRAINT jobs_counts CHECK (requeue_count >= 0 AND losses >= 0 AND attempt >= 0 AND max_attempts >= 1 AND preemptions >= 0),
+  CONSTRAINT jobs_saved_state_size CHECK (octet_length(saved_state::text) <= 65536),
   CONSTRAINT jobs_key CHECK (char_length(idempotency_key) BETWEEN 1 AND 200),
   CONSTRAINT jobs_payload_object CHECK (jsonb_typeof(payload) = 'object'),
   -- deeper than any reader's stack can be trusted with; the same limit as in Python
@@ -160,6 +172,8 @@ CREATE TABLE archibald.job_history (           -- finished jobs; a settle's DELE
   started_at       timestamptz,
   finished_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
   retried_from     bigint,
+  preempted_by     bigint,
+  preemptions      integer NOT NULL DEFAULT 0,
   CONSTRAINT job_history_pkey PRIMARY KEY (id, created_at),
   CONSTRAINT job_history_state CHECK (state IN ('completed', 'failed', 'cancelled'))
 ) PARTITION BY RANGE (created_at);             -- by the job's immutable created_at: a key on id alone cannot exist
@@ -175,10 +189,12 @@ CREATE TABLE archibald.schema_revisions (      -- what each migration still serv
 CREATE VIEW archibald.all_jobs AS              -- live and finished in one list: the thing to SELECT from when looking
   SELECT id, user_id, kind, class, state, wait_reason, priority, run_after, requeue_count, losses, attempt, max_attempts,
          idempotency_key, payload, progress, progress_label, NULL::jsonb AS result, last_error AS error, worker_id,
-         created_at, started_at, NULL::timestamptz AS finished_at, waiting_since, cancel_requested_at, retried_from
+         created_at, started_at, NULL::timestamptz AS finished_at, waiting_since, cancel_requested_at, retried_from,
+         preempt_requested_at, preempted_by, preemptions
     FROM archibald.jobs
   UNION ALL
   SELECT id, user_id, kind, class, state, NULL, priority, run_after, requeue_count, losses, attempt, max_attempts,
          idempotency_key, payload, progress, progress_label, result, error, worker_id,
-         created_at, started_at, finished_at, waiting_since, NULL, retried_from
+         created_at, started_at, finished_at, waiting_since, NULL, retried_from,
+         NULL, preempted_by, preemptions
     FROM archibald.job_history;

@@ -19,6 +19,7 @@ FUNCTIONS = (
     "lock_key.v1",
     "requeue_delay.v1",
     "refresh_lanes.v1",
+    "preempt.v1",
     "enqueue.v1",
     "agent_lock.v1",
     "settle.v1",

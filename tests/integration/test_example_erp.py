@@ -298,7 +298,11 @@ def context(kind: str) -> JobContext:
     job = ClaimedJob(
         lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=policy
     )
-    return JobContext(job, write)
+
+    async def save(state: str) -> None:
+        raise AssertionError("no handler of the example saves a state")
+
+    return JobContext(job, write, save)
 
 
 DATA: dict[str, dict[str, Any]] = {

@@ -471,7 +471,7 @@ async def test_the_heartbeat_does_not_wait_for_its_workers_own_turn(look: Look, 
     async with hand(database) as worker, await connect(conninfo) as heart, worker.connection.transaction():
         await worker.turn(want=1)
         cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id})
-        assert await cursor.fetchone() == (1, [])
+        assert await cursor.fetchone() == (1, [], False)
 
 
 async def test_a_worker_in_a_turn_is_fenced_after_it_or_when_it_is_frozen_and_others_at_once(
@@ -643,5 +643,6 @@ async def test_a_worker_reads_committed_whatever_the_database_or_the_dsn_say(loo
         async with looking(database) as other:
             with pytest.raises(psycopg.errors.RaiseException, match="needs READ COMMITTED"):
                 await other.rows(
-                    "SELECT archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, false)", worker.worker_id
+                    "SELECT archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, 1, 0, false)",
+                    worker.worker_id,
                 )

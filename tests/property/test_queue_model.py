@@ -36,7 +36,7 @@ MAX_LOSSES = 3
 EXAMPLES, STEPS = 80, 30
 TURN = """
 SELECT what, lane, user_id, epoch, job, requeue_count
-  FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::float8[], %s, true)
+  FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::float8[], %s, %s, 0, true)
 """
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -110,8 +110,10 @@ class QueueModel(RuleBasedStateMachine):
     def new_worker(self) -> Worker:
         connection = psycopg.connect(worker_options(self.database, "worker", 6), autocommit=True)
         row = connection.execute(
-            "INSERT INTO archibald.workers (host, pid, version, concurrency, kinds, lease_s, backend_pid, backend_start) "
-            "SELECT 'here', 1, 'test', 10, %s, 6, pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid() RETURNING id",
+            "INSERT INTO archibald.workers "
+            "(host, pid, version, concurrency, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start) "
+            "SELECT 'here', 1, 'test', 10, %s, 6, 900, 5, pid, backend_start FROM pg_stat_activity "
+            "WHERE pid = pg_backend_pid() RETURNING id",
             (list(KINDS),),
         ).fetchone()
         assert row
@@ -367,6 +369,7 @@ class QueueModel(RuleBasedStateMachine):
                 [None for _ in settlements],
                 [delay for _, _, delay in settlements],
                 want,
+                want,
             ),
         ).fetchall()
 
@@ -486,7 +489,8 @@ class QueueModel(RuleBasedStateMachine):
         assert [
             row[0]
             for row in lost.connection.execute(
-                "SELECT what FROM archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, true)", (lost.id,)
+                "SELECT what FROM archibald.turn(%s, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, 1, 0, true)",
+                (lost.id,),
             ).fetchall()
         ] == ["fenced"]
         lost.connection.close()

@@ -41,6 +41,10 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         "ARCHIBALD_SHUTDOWN_GRACE": "1.5",
         "ARCHIBALD_DEDUP_WINDOW": "0",
         "ARCHIBALD_LEASE": "2.25",
+        "ARCHIBALD_RESERVED_CONSUMERS": "3",
+        "ARCHIBALD_PREEMPT_GRACE": "0.5",
+        "ARCHIBALD_MAX_PREEMPTIONS": "0",
+        "ARCHIBALD_MAX_WAIT": "60",
         "ARCHIBALD_MAX_LOSSES": "9",
     }
     assert {*values} == {*(setting.name for setting in config.SETTINGS.values()), "ARCHIBALD_DATABASE_URL"}
@@ -53,6 +57,10 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         shutdown_grace=1.5,
         dedup_window=0.0,
         lease=2.25,
+        reserved_consumers=3,
+        preempt_grace=0.5,
+        max_preemptions=0,
+        max_wait=60.0,
         max_losses=9,
     )
 

@@ -22,13 +22,16 @@ BEGIN
   WITH gone AS (DELETE FROM archibald.jobs WHERE id = p_job RETURNING *)
   INSERT INTO archibald.job_history (
            id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
-           idempotency_key, payload, progress, progress_label, error, worker_id, created_at, waiting_since, started_at, retried_from)
+           idempotency_key, payload, progress, progress_label, error, worker_id, created_at, waiting_since, started_at, retried_from,
+           preempted_by, preemptions)
   SELECT id, agent_id, user_id, kind, class, 'cancelled', priority, run_after, requeue_count, losses, attempt, max_attempts,
          idempotency_key, payload, progress, progress_label, 'cancelled on request', worker_id, created_at, waiting_since, started_at,
-         retried_from
+         retried_from, preempted_by, preemptions
     FROM gone;
   IF v_lane.state <> 'running' THEN
     PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);    -- this may be a caller's long transaction
+  ELSE
+    UPDATE archibald.agents SET doubt_at = clock_timestamp() WHERE id = v_lane.id AND preemptable;   -- a write may be next now
   END IF;
   RETURN 'cancelled';
 END $$;

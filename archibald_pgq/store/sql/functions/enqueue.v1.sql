@@ -106,6 +106,10 @@ BEGIN
   NEW.worker_id := NULL;
   NEW.started_at := NULL;
   NEW.cancel_requested_at := NULL;
+  NEW.preempt_requested_at := NULL;
+  NEW.preempted_by := NULL;
+  NEW.preemptions := 0;
+  NEW.saved_state := NULL;
 
   -- Duplicates: nothing is inserted and nothing is raised. archibald.enqueue() finds the twin's id.
   IF NEW.idempotency_key IS NOT NULL THEN
@@ -134,7 +138,7 @@ BEGIN
   -- From here until the caller commits nobody may call this agent's lane empty.
   v_key := archibald.lock_key(NEW.user_id);
   PERFORM pg_advisory_xact_lock_shared(1095910216, archibald.bucket(v_key));
-  SELECT id, state, head_is_sync, head_priority INTO v_lane FROM archibald.agents WHERE user_id = NEW.user_id;
+  SELECT id, state, head_is_sync, head_priority, preemptable INTO v_lane FROM archibald.agents WHERE user_id = NEW.user_id;
   NEW.agent_id := v_lane.id;
   -- In an explicit transaction the lane may change before the commit, and outside READ COMMITTED what was read may be old: always wake.
   -- Not by now() <> statement_timestamp(): the extended protocol (every driver with parameters) sets the latter again at Bind and
@@ -145,6 +149,7 @@ BEGIN
        v_lane.id IS NULL
     OR v_lane.state = 'idle'
     OR (v_lane.state = 'ready' AND (NEW.class = 'sync', NEW.priority) < (v_lane.head_is_sync, v_lane.head_priority))
+    OR (v_lane.state = 'running' AND v_lane.preemptable AND NEW.class = 'write')
     OR statement_timestamp() - now() > interval '50 microseconds'
     OR current_setting('transaction_isolation') <> 'read committed');
   IF NEW.wake AND coalesce(current_setting('archibald.notify', true), '') <> 'off' THEN

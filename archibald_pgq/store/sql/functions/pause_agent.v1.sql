@@ -42,9 +42,14 @@ BEGIN
   IF NOT FOUND THEN
     RETURN CASE WHEN EXISTS (SELECT FROM archibald.jobs WHERE user_id = resume_agent.user_id) THEN false END;
   END IF;
-  UPDATE archibald.agents SET paused_until = NULL, paused_reason = NULL WHERE id = v_lane.id AND paused_until IS NOT NULL;
-  IF FOUND AND v_lane.state <> 'running' THEN
-    PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);
+  UPDATE archibald.agents
+     SET paused_until = NULL, paused_reason = NULL,
+         doubt_at = CASE WHEN preemptable THEN clock_timestamp() ELSE doubt_at END       -- does a write wait for the sync that runs?
+   WHERE id = v_lane.id AND paused_until IS NOT NULL;
+  IF FOUND THEN
+    IF v_lane.state <> 'running' THEN
+      PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);
+    END IF;
     PERFORM pg_notify('archibald', 'wake');
   END IF;
   RETURN coalesce(v_lane.paused, false);

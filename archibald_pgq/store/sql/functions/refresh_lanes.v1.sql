@@ -60,7 +60,9 @@ LANGUAGE sql AS $$
            doubt_at = NULL,
            worker_id = NULL,
            turn_job_ids = '{}',
-           since = NULL
+           since = NULL,
+           preemptable = false,
+           preempt_at = NULL
       FROM hint
      WHERE a.id = hint.id AND (p_final OR hint.kind IS NOT NULL)
   )

@@ -4,22 +4,17 @@
 -- with the same payload and key and today's policy, whose retried_from names it; while such a job is live there is no second one.
 -- Answers: 'queued' (the same job), 'enqueued' (the new job), 'already retried' (that job), or 'already …' with a state in which there is
 -- nothing to retry, and the job as it is. An unknown id: no row.
--- Lock order: lane, job, history.
+-- Lock order: job, history.
 CREATE FUNCTION archibald.retry_job(p_job bigint) RETURNS TABLE (answer text, job bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-  v_lane   record;
   v_state  text;
   v_old    archibald.job_history%ROWTYPE;
 BEGIN
-  SELECT a.id, a.state INTO v_lane FROM archibald.jobs j JOIN archibald.agents a ON a.id = j.agent_id
-   WHERE j.id = p_job FOR NO KEY UPDATE OF a;
   SELECT j.state INTO v_state FROM archibald.jobs j WHERE j.id = p_job FOR UPDATE;
   IF v_state = 'needs_review' THEN
-    UPDATE archibald.jobs j SET state = 'queued', waiting_since = clock_timestamp(), worker_id = NULL WHERE j.id = p_job;
-    IF v_lane.state <> 'running' THEN
-      PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);
-    END IF;
+    -- the wake has its lane looked at, also one that runs a sync
+    UPDATE archibald.jobs j SET state = 'queued', wake = true, waiting_since = clock_timestamp(), worker_id = NULL WHERE j.id = p_job;
     PERFORM pg_notify('archibald', 'wake');
     RETURN QUERY SELECT 'queued', p_job;
     RETURN;
@@ -67,10 +62,11 @@ BEGIN
   WITH gone AS (DELETE FROM archibald.jobs WHERE id = p_job RETURNING *)
   INSERT INTO archibald.job_history (
            id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
-           idempotency_key, payload, progress, progress_label, error, worker_id, created_at, waiting_since, started_at, retried_from)
+           idempotency_key, payload, progress, progress_label, error, worker_id, created_at, waiting_since, started_at, retried_from,
+           preempted_by, preemptions)
   SELECT id, agent_id, user_id, kind, class, 'cancelled', priority, run_after, requeue_count, losses, attempt, max_attempts,
          idempotency_key, payload, progress, progress_label, 'discarded' || coalesce(': ' || last_error, ''), worker_id, created_at, waiting_since, started_at,
-         retried_from
+         retried_from, preempted_by, preemptions
     FROM gone;
   RETURN 'discarded';
 END $$;

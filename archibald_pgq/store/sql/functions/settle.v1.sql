@@ -29,7 +29,7 @@ BEGIN
 
   -- A job that was asked to stop does not go back into the queue because its handler failed, or was interrupted, a moment before.
   IF v_stop IS NOT NULL THEN
-    p_events := ARRAY (SELECT CASE WHEN i.event IN ('retry', 'go_back') AND i.job = ANY (v_stop) THEN 'cancel' ELSE i.event END
+    p_events := ARRAY (SELECT CASE WHEN i.event IN ('retry', 'go_back', 'preempt') AND i.job = ANY (v_stop) THEN 'cancel' ELSE i.event END
                          FROM unnest(p_jobs, p_events) WITH ORDINALITY AS i(job, event, n) ORDER BY i.n);
   END IF;
 
@@ -44,13 +44,13 @@ BEGIN
   INSERT INTO archibald.job_history (
            id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
            idempotency_key, payload, progress, progress_label, result, error, worker_id, epoch, created_at, waiting_since, started_at,
-           finished_at, retried_from)
+           finished_at, retried_from, preempted_by, preemptions)
   SELECT id, agent_id, user_id, kind, class,
          CASE event WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
          priority, run_after, requeue_count, losses, attempt + (event <> 'cancel')::integer, max_attempts,
          idempotency_key, payload, progress, progress_label, result::jsonb,
          CASE event WHEN 'cancel' THEN 'cancelled on request' ELSE error END, worker_id, epoch, created_at, waiting_since,
-         started_at, v_now, retried_from
+         started_at, v_now, retried_from, preempted_by, preemptions
     FROM done;
 
   -- Back into the queue (or aside). No unique index is written that callers write too: an enqueue in an open transaction cannot stall this.
@@ -63,9 +63,15 @@ BEGIN
          wait_reason = CASE WHEN item.event = 'retry' AND item.delay > 0 THEN 'retry' END,
          last_error = coalesce(item.error, j.last_error),
          cancel_requested_at = NULL,
+         preempt_requested_at = NULL,
+         preemptions = CASE item.event WHEN 'preempt' THEN j.preemptions + 1 WHEN 'retry' THEN 0 ELSE j.preemptions END,
+         -- it makes room for the write that runs next
+         preempted_by = CASE item.event WHEN 'preempt' THEN (
+           SELECT q.id FROM archibald.jobs q WHERE q.agent_id = j.agent_id AND q.state = 'queued' AND q.due AND q.class = 'write'
+            ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT 1) ELSE j.preempted_by END,
          worker_id = CASE item.event WHEN 'review' THEN j.worker_id END
     FROM unnest(p_jobs, p_events, p_errors, p_delays) WITH ORDINALITY AS item(job, event, error, delay, n)
-   WHERE j.id = item.job AND item.n = ANY (v_items) AND item.event IN ('retry', 'go_back', 'review');
+   WHERE j.id = item.job AND item.n = ANY (v_items) AND item.event IN ('retry', 'go_back', 'preempt', 'review');
   PERFORM archibald.absorb_followups(v_jobs);
 
   PERFORM archibald.refresh_lanes(v_lanes);
@@ -99,9 +105,9 @@ LANGUAGE sql AS $$
   )
   INSERT INTO archibald.job_history (
            id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
-           idempotency_key, payload, result, error, created_at, waiting_since, retried_from)
+           idempotency_key, payload, result, error, created_at, waiting_since, retried_from, preempted_by, preemptions)
   SELECT id, agent_id, user_id, kind, class, 'cancelled', priority, run_after, requeue_count, losses, attempt, max_attempts,
          idempotency_key, payload, jsonb_build_object('absorbed_by', absorbed_by), 'absorbed by job ' || absorbed_by, created_at, waiting_since,
-         retried_from
+         retried_from, preempted_by, preemptions
     FROM gone
 $$;

@@ -64,15 +64,18 @@ BEGIN
           WITH gone AS (DELETE FROM archibald.jobs j WHERE j.id = v_job.id RETURNING j.*)
           INSERT INTO archibald.job_history (
                    id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
-                   idempotency_key, payload, progress, progress_label, error, worker_id, epoch, created_at, waiting_since, started_at, retried_from)
+                   idempotency_key, payload, progress, progress_label, error, worker_id, epoch, created_at, waiting_since, started_at, retried_from,
+                   preempted_by, preemptions)
           SELECT g.id, g.agent_id, g.user_id, g.kind, g.class, fate, g.priority, g.run_after, g.requeue_count, v_job.losses, g.attempt,
                  g.max_attempts, g.idempotency_key, g.payload, g.progress, g.progress_label,
                  CASE fate WHEN 'failed' THEN format('its worker died %s times', v_job.losses) ELSE 'cancelled on request' END,
-                 g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at, g.retried_from
+                 g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at, g.retried_from,
+                 g.preempted_by, g.preemptions
             FROM gone g;
         ELSE
           UPDATE archibald.jobs j
              SET state = v.state, losses = v_job.losses, last_error = v.error, cancel_requested_at = NULL,
+                 preempt_requested_at = NULL,
                  worker_id = CASE v.state WHEN 'needs_review' THEN j.worker_id END
             FROM (SELECT fate AS state, CASE fate WHEN 'needs_review' THEN 'its worker died while it ran' ELSE j.last_error END AS error
                     FROM archibald.jobs j WHERE j.id = v_job.id) AS v

@@ -33,9 +33,10 @@ BEGIN
     FROM unnest(v_jobs, v_agents) AS w(id, agent) WHERE j.id = w.id;
   -- a lane that runs is recomputed by its settle
   PERFORM archibald.refresh_lanes(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.state <> 'running'));
+  PERFORM archibald.make_room(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.preemptable), false);
 END $$;
 
--- A second look: lanes in doubt (oldest look first), pauses that have ended, agents whose foreign lock is gone. Bounded.
+-- A second look: lanes in doubt (oldest look first; also whether a write waits behind a running sync), pauses that have ended, agents whose foreign lock is gone. Bounded.
 CREATE FUNCTION archibald.look_again(p_limit integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -53,6 +54,7 @@ BEGIN
            paused_reason = CASE WHEN paused_until > now() THEN paused_reason END
      WHERE id = ANY (v_lanes);
     PERFORM archibald.refresh_lanes(ARRAY (SELECT id FROM archibald.agents WHERE id = ANY (v_lanes) AND state <> 'running'));
+    PERFORM archibald.make_room(ARRAY (SELECT id FROM archibald.agents WHERE id = ANY (v_lanes) AND preemptable), true);
   END IF;
   PERFORM archibald.release_unlocked(p_limit);
 END $$;
