@@ -27,6 +27,7 @@ FUNCTIONS = (
     "takeover.v1",
     "cancel_job.v1",
     "history_partitions.v1",
+    "drop_history.v1",
 )
 # Written out here, and not read from the code's catalogue: a migration never reads what later work edits.
 OPERATIONS = """

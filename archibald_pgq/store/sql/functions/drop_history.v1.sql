@@ -1,0 +1,77 @@
+-- Drops the days of the history that are over: the day (in UTC) ended p_days ago, none of its jobs is live, and the last of them finished
+-- p_days ago. Deletes up to 500 rows of the default partition that finished p_days ago. Returns the names of the dropped partitions.
+-- Only what archibald.make_history_partitions() made: by its name, and attached for exactly the day of that name.
+-- To drop a partition takes ACCESS EXCLUSIVE on the whole history, and whoever settles a job queues up behind that request, while it is
+-- held and while it waits. So all rows are read before it. It waits 50 ms at most, a quarter of what a settle waits: one open reader delays
+-- the drop until a later call, and no settle fails because of it. Once it is granted nothing waits any more, and after 100 ms (again: what
+-- a settle can wait for) the rest is left to the next call. The files are removed after the commit, when the locks are gone.
+CREATE FUNCTION archibald.drop_history_partitions(p_days integer) RETURNS SETOF text
+LANGUAGE plpgsql SET lock_timeout = '50ms' SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO' AS $$
+DECLARE
+  v_cutoff  timestamptz := now() - make_interval(days => p_days);
+  v_name    text;
+  v_day     date;
+  v_live    date[];              -- days that have live jobs
+  v_needed  boolean;
+  v_over    text[] := '{}';
+  v_start   timestamptz;
+BEGIN
+  IF p_days IS NULL OR p_days < 1 THEN
+    RAISE EXCEPTION 'p_days must be 1 or more' USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  IF NOT pg_try_advisory_xact_lock(1095910216, 1000) THEN    -- the lock of make_history_partitions: one worker at a time
+    RETURN;
+  END IF;
+
+  BEGIN
+    DELETE FROM archibald.job_history_default WHERE ctid = ANY (ARRAY (
+      SELECT ctid FROM archibald.job_history_default WHERE finished_at < v_cutoff LIMIT 500 FOR UPDATE SKIP LOCKED));
+  EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'archibald: old jobs in the default partition are not deleted yet: %', SQLERRM;
+  END;
+
+  FOR v_name, v_day IN
+    SELECT p.relname, p.day
+      FROM (SELECT c.relname, b.bounds, substring(b.bounds FROM '^FOR VALUES FROM \(''(\d{4}-\d\d-\d\d) 00:00:00\+00''\)')::date AS day
+              FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid, pg_get_expr(c.relpartbound, c.oid) AS b(bounds)
+             WHERE i.inhparent = 'archibald.job_history'::regclass AND c.relnamespace = 'archibald'::regnamespace AND c.relkind = 'r') AS p
+     WHERE p.relname = 'job_history_' || to_char(p.day, 'YYYYMMDD')
+       AND p.bounds = format('FOR VALUES FROM (''%s 00:00:00+00'') TO (''%s 00:00:00+00'')', p.day, p.day + 1)
+       AND p.day + 1 <= v_cutoff
+     ORDER BY p.day
+  LOOP
+    -- Live jobs first: what is live no more by the later look at the history is in it.
+    v_live := coalesce(v_live, ARRAY (SELECT DISTINCT created_at::date FROM archibald.jobs WHERE created_at < v_cutoff));
+    CONTINUE WHEN v_day = ANY (v_live);
+    BEGIN
+      EXECUTE format('SELECT EXISTS (SELECT FROM archibald.%I WHERE finished_at >= $1)', v_name) INTO v_needed USING v_cutoff;
+      IF NOT v_needed THEN
+        v_over := v_over || v_name;
+      END IF;
+    EXCEPTION WHEN OTHERS THEN
+      RAISE WARNING 'archibald: the partition % is not dropped yet: %', v_name, SQLERRM;
+    END;
+  END LOOP;
+  IF v_over = '{}' THEN
+    RETURN;
+  END IF;
+
+  BEGIN
+    LOCK TABLE ONLY archibald.job_history IN ACCESS EXCLUSIVE MODE;
+  EXCEPTION WHEN lock_not_available THEN
+    RAISE WARNING 'archibald: % is not dropped yet: somebody reads the history', array_to_string(v_over, ', ');
+    RETURN;
+  END;
+  v_start := clock_timestamp();
+  FOREACH v_name IN ARRAY v_over LOOP
+    BEGIN
+      -- also of the default partition, because its bounds change
+      EXECUTE format('LOCK TABLE ONLY archibald.%I, ONLY archibald.job_history_default IN ACCESS EXCLUSIVE MODE NOWAIT', v_name);
+      EXECUTE format('DROP TABLE archibald.%I', v_name);
+      RETURN NEXT v_name;
+    EXCEPTION WHEN OTHERS THEN
+      RAISE WARNING 'archibald: the partition % is not dropped yet: %', v_name, SQLERRM;
+    END;
+    EXIT WHEN clock_timestamp() - v_start > interval '100 ms';
+  END LOOP;
+END $$;
