@@ -8,17 +8,20 @@
 CREATE FUNCTION archibald.drop_history_partitions(p_days integer) RETURNS SETOF text
 LANGUAGE plpgsql SET lock_timeout = '50ms' SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO' AS $$
 DECLARE
-  v_cutoff  timestamptz := now() - make_interval(days => p_days);
+  v_cutoff  timestamptz;
   v_name    text;
+  v_table   oid;
+  v_bounds  text;
   v_day     date;
   v_live    date[];              -- days that have live jobs
   v_needed  boolean;
   v_over    text[] := '{}';
   v_start   timestamptz;
 BEGIN
-  IF p_days IS NULL OR p_days < 1 THEN
-    RAISE EXCEPTION 'p_days must be 1 or more' USING ERRCODE = 'invalid_parameter_value';
+  IF p_days IS NULL OR p_days NOT BETWEEN 1 AND 36500 THEN
+    RAISE EXCEPTION 'p_days must be 1 to 36500' USING ERRCODE = 'invalid_parameter_value';
   END IF;
+  v_cutoff := now() - make_interval(days => p_days);
   IF NOT pg_try_advisory_xact_lock(1095910216, 1000) THEN    -- the lock of make_history_partitions: one worker at a time
     RETURN;
   END IF;
@@ -30,20 +33,20 @@ BEGIN
     RAISE WARNING 'archibald: old jobs in the default partition are not deleted yet: %', SQLERRM;
   END;
 
-  FOR v_name, v_day IN
-    SELECT p.relname, p.day
-      FROM (SELECT c.relname, b.bounds, substring(b.bounds FROM '^FOR VALUES FROM \(''(\d{4}-\d\d-\d\d) 00:00:00\+00''\)')::date AS day
-              FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid, pg_get_expr(c.relpartbound, c.oid) AS b(bounds)
-             WHERE i.inhparent = 'archibald.job_history'::regclass AND c.relnamespace = 'archibald'::regnamespace AND c.relkind = 'r') AS p
-     WHERE p.relname = 'job_history_' || to_char(p.day, 'YYYYMMDD')
-       AND p.bounds = format('FOR VALUES FROM (''%s 00:00:00+00'') TO (''%s 00:00:00+00'')', p.day, p.day + 1)
-       AND p.day + 1 <= v_cutoff
-     ORDER BY p.day
+  FOR v_name, v_table IN
+    SELECT c.relname, c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+     WHERE i.inhparent = 'archibald.job_history'::regclass AND c.relnamespace = 'archibald'::regnamespace AND c.relkind = 'r'
+       AND c.relname ~ '^job_history_\d{8}$' AND c.relname < 'job_history_' || to_char(v_cutoff, 'YYYYMMDD')
+     ORDER BY c.relname
   LOOP
-    -- Live jobs first: what is live no more by the later look at the history is in it.
-    v_live := coalesce(v_live, ARRAY (SELECT DISTINCT created_at::date FROM archibald.jobs WHERE created_at < v_cutoff));
-    CONTINUE WHEN v_day = ANY (v_live);
     BEGIN
+      v_bounds := (SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = v_table);    -- newer servers lock the table for it
+      v_day := substring(v_bounds FROM '(\d{4}-\d\d-\d\d) ')::date;
+      CONTINUE WHEN v_name IS DISTINCT FROM 'job_history_' || to_char(v_day, 'YYYYMMDD')
+                 OR v_bounds IS DISTINCT FROM format('FOR VALUES FROM (''%s 00:00:00+00'') TO (''%s 00:00:00+00'')', v_day, v_day + 1);
+      -- Live jobs first: what is live no more by the later look at the history is in it.
+      v_live := coalesce(v_live, ARRAY (SELECT DISTINCT created_at::date FROM archibald.jobs WHERE created_at < v_cutoff));
+      CONTINUE WHEN v_day = ANY (v_live);
       EXECUTE format('SELECT EXISTS (SELECT FROM archibald.%I WHERE finished_at >= $1)', v_name) INTO v_needed USING v_cutoff;
       IF NOT v_needed THEN
         v_over := v_over || v_name;
