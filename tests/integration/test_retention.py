@@ -268,6 +268,20 @@ async def test_a_hundred_settles_during_drops_lose_nothing(app: Archibald, look:
 # -- what a worker does of it
 
 
+async def test_a_call_holds_the_history_for_a_tenth_of_a_second_and_the_worker_calls_until_all_is_dropped(
+    app: Archibald, look: Look
+) -> None:
+    over = await days(look, 64, 63, 62, 61, 60)
+    await look.rows(
+        "CREATE FUNCTION public.take_long() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.11); END $$"
+    )
+    await look.rows("CREATE EVENT TRIGGER take_long ON sql_drop EXECUTE FUNCTION public.take_long()")
+    assert await drop(look) == over[:1]
+    assert await drop(look) == over[1:2]
+    async with working(app):
+        await look.until("SELECT bool_and(to_regclass(name) IS NULL) FROM unnest(%s::text[]) AS name", _qualified(*over))
+
+
 @contextlib.asynccontextmanager
 async def _replaced(look: Look, function: str, body: str) -> AsyncIterator[None]:
     """Let a function of the history do something else."""
