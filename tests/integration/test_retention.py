@@ -140,6 +140,7 @@ async def test_only_what_the_queue_made_is_dropped(look: Look, database: str) ->
     await attach(look, "archibald.job_history_20020401", "'2002-04-01 01:00Z'", "'2002-04-02 01:00Z'")
     await attach(look, "archibald.job_history_99999999", "'2002-05-01Z'", "'2002-05-02Z'")
     await attach(look, "elsewhere.job_history_20030101", "'2003-01-01Z'", "'2003-01-02Z'")
+    await look.rows("CREATE TABLE archibald.job_history_20030101 (finished_at timestamptz)")
     await attach(look, "archibald.job_history_20000101", "MINVALUE", "'2000-01-02Z'")
     await attach(look, "archibald.job_history_20000102", "'infinity'", "MAXVALUE")
     for number, created in enumerate(("2001-01-01", "2002-01-01", "2002-03-01", "2002-04-01 12:00", "2003-01-01")):
@@ -241,6 +242,9 @@ async def test_of_two_that_drop_at_once_one_does_it(look: Look, database: str) -
     over = await days(look, 61, 60)
     async with looking(database) as other:
         async with look.connection.transaction():
+            assert await drop(look, 100) == []  # it locks no table, only the other one out
+            assert await drop(other) == []
+        async with look.connection.transaction():
             assert await drop(look) == over
             assert await drop(other) == []
         assert await drop(other) == []
@@ -279,7 +283,9 @@ async def test_a_call_holds_the_history_for_a_tenth_of_a_second_and_the_worker_c
     assert await drop(look) == over[:1]
     assert await drop(look) == over[1:2]
     async with working(app):
-        await look.until("SELECT bool_and(to_regclass(name) IS NULL) FROM unnest(%s::text[]) AS name", _qualified(*over))
+        await look.until(
+            "SELECT bool_and(to_regclass(name) IS NULL) FROM unnest(%s::text[]) AS name", _qualified(*over)
+        )
 
 
 @contextlib.asynccontextmanager

@@ -40,11 +40,12 @@ BEGIN
      ORDER BY c.relname
   LOOP
     BEGIN
-      v_bounds := (SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = v_table);    -- newer servers lock the table for it
+      v_bounds := (SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = v_table);    -- waits for whoever locks it
       v_day := substring(v_bounds FROM '(\d{4}-\d\d-\d\d) ')::date;
       CONTINUE WHEN v_name IS DISTINCT FROM 'job_history_' || to_char(v_day, 'YYYYMMDD')
                  OR v_bounds IS DISTINCT FROM format('FOR VALUES FROM (''%s 00:00:00+00'') TO (''%s 00:00:00+00'')', v_day, v_day + 1);
-      -- Live jobs first: what is live no more by the later look at the history is in it.
+      -- Live jobs first: what is live no more by the later look at the history is in it. That look also keeps the partition from being
+      -- detached (by somebody who wants to have it elsewhere) until the end of this call.
       v_live := coalesce(v_live, ARRAY (SELECT DISTINCT created_at::date FROM archibald.jobs WHERE created_at < v_cutoff));
       CONTINUE WHEN v_day = ANY (v_live);
       EXECUTE format('SELECT EXISTS (SELECT FROM archibald.%I WHERE finished_at >= $1)', v_name) INTO v_needed USING v_cutoff;
