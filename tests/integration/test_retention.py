@@ -26,6 +26,8 @@ PARTITIONS = (
     "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'archibald.job_history'::regclass "
     "AND inhrelid <> 'archibald.job_history_default'::regclass"
 )
+# A drop that waits for the lock of the history.
+WAITS = "SELECT FROM pg_locks WHERE relation = 'archibald.job_history'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted"
 FINISHED = (
     "INSERT INTO archibald.job_history SELECT n, 1, 'alice', 'submit-order', 'write', 'completed', 1, {created}, 0, 0, 1, 1, NULL, "
     "'{{}}', NULL, NULL, NULL, NULL, NULL, NULL, {created}, {created}, {created}, {finished} FROM generate_series({first}, {last}) AS n"
@@ -207,10 +209,7 @@ async def test_an_open_reader_delays_the_drop_and_does_not_stop_a_settle(look: L
             for _ in range(5):
                 await look.value("SELECT archibald.enqueue('alice', 'submit-order')")
                 job = await worker.claim_one()
-                await look.until(
-                    "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' "
-                    "AND relation = 'archibald.job_history'::regclass)"
-                )
+                await look.until(f"SELECT EXISTS ({WAITS})")
                 await worker.settle(job)  # behind that request; it raises if it waits for over 200 ms
                 await look.until_state(job.job_id, "completed")
             assert not trying.done()
@@ -336,14 +335,16 @@ async def test_what_could_not_be_dropped_is_tried_again_with_the_next_hour(
 ) -> None:
     monkeypatch.setattr(history, "HOURLY", 0.05)
     (day,) = await days(look, 60)
-    async with looking(database) as reader, working(app):
-        async with reader.connection.transaction():
-            await reader.rows("SELECT FROM archibald.all_jobs")
+    async with looking(database) as reader:
+        await reader.rows("BEGIN")
+        await reader.rows("SELECT FROM archibald.all_jobs")
+        async with working(app):
             for _ in range(2):  # it has been tried, and is tried again
-                await look.until("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
-                await look.until("SELECT NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+                await look.until(f"SELECT EXISTS ({WAITS})")
+                await look.until(f"SELECT NOT EXISTS ({WAITS})")
             assert day in await partitions(look)
-        await look.until("SELECT to_regclass(%s) IS NULL", *_qualified(day))
+            await reader.rows("COMMIT")
+            await look.until("SELECT to_regclass(%s) IS NULL", *_qualified(day))
 
 
 async def test_an_error_in_making_partitions_does_not_stop_dropping_and_the_other_way_round(
