@@ -7,15 +7,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
 import psycopg
 import pytest
 
 from archibald_pgq import Archibald, UnknownJobError
-from archibald_pgq.runtime import history
+from archibald_pgq.runtime import history, maintenance
 from archibald_pgq.store import migrations
-from tests.clock import LIBRARY, clocked_server
+from tests.clock import LIBRARY, ClockedServer, clocked_server
 from tests.commands import command, fingerprint
 from tests.hand import hand
 from tests.support import Look, Stage, looking, working
@@ -287,14 +286,12 @@ async def test_a_call_holds_the_history_for_a_tenth_of_a_second_and_the_worker_c
         )
 
 
-@contextlib.asynccontextmanager
-async def _replaced(look: Look, function: str, body: str) -> AsyncIterator[None]:
+async def _replace(look: Look, function: str, body: str) -> None:
     """Let a function of the history do something else."""
     await look.rows(
         f"CREATE OR REPLACE FUNCTION archibald.{function}(p_days integer) RETURNS SETOF text LANGUAGE plpgsql AS "
         f"$$ BEGIN {body} END $$"
     )
-    yield
 
 
 async def test_the_retention_of_the_setting_reaches_the_worker_which_logs_what_it_drops(
@@ -355,21 +352,41 @@ async def test_an_error_in_making_partitions_does_not_stop_dropping_and_the_othe
     for name in await partitions(look) - {day}:
         await look.rows(f"DROP TABLE archibald.{name}")
     make = await look.value("SELECT pg_get_functiondef('archibald.make_history_partitions(integer)'::regprocedure)")
-    async with _replaced(look, "make_history_partitions", "RAISE EXCEPTION 'no room';"), working(app):
+    await _replace(look, "make_history_partitions", "RAISE EXCEPTION 'no room';")
+    async with working(app):
         await look.until("SELECT to_regclass(%s) IS NULL", *_qualified(day))
         await _until_logged(caplog, "upkeep of the history met an error, the next attempt is in an hour: no room")
-        async with _replaced(look, "drop_history_partitions", "RAISE EXCEPTION 'no way';"):
-            await _until_logged(caplog, "no way")
-            await look.rows(make)
-            await look.until(f"SELECT count(*) = 8 FROM ({PARTITIONS}) AS p")
+        await _replace(look, "drop_history_partitions", "RAISE EXCEPTION 'no way';")
+        await _until_logged(caplog, "no way")
+        await look.rows(make)
+        await look.until(f"SELECT count(*) = 8 FROM ({PARTITIONS}) AS p")
 
 
-async def test_the_rest_of_the_upkeep_does_not_wait_for_the_history(app: Archibald, look: Look) -> None:
-    async with _replaced(look, "drop_history_partitions", "PERFORM pg_sleep(3600);"):
+async def test_the_rest_of_the_upkeep_does_not_wait_for_the_history(
+    app: Archibald, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "SWEEP", 0.0)
+    await _replace(look, "drop_history_partitions", "PERFORM pg_sleep(3600);")
+    async with working(app):
+        await look.until("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')")
         await look.rows("INSERT INTO archibald.idempotency_keys VALUES ('alice', 'old', -1, now(), now())")
-        async with working(app):
-            await look.until("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')")
-            await look.until("SELECT count(*) = 0 FROM archibald.idempotency_keys")
+        await look.until("SELECT count(*) = 0 FROM archibald.idempotency_keys")
+
+
+async def test_after_a_lost_connection_it_is_tried_again_and_not_only_in_an_hour(
+    app: Archibald, look: Look, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(history, "AGAIN", 0.05)
+    (day,) = await days(look, 60)
+    original = await look.value("SELECT pg_get_functiondef('archibald.drop_history_partitions(integer)'::regprocedure)")
+    sleeps = "FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    await _replace(look, "drop_history_partitions", "PERFORM pg_sleep(3600);")
+    async with working(app):
+        await look.until(f"SELECT EXISTS (SELECT {sleeps})")
+        await look.rows(original)
+        await look.rows(f"SELECT pg_terminate_backend(pid) {sleeps}")
+        await look.until("SELECT to_regclass(%s) IS NULL", *_qualified(day))
+    assert any("upkeep of the history cannot reach the database" in record.getMessage() for record in caplog.records)
 
 
 # -- with the database's clock moved
@@ -461,7 +478,7 @@ async def _looking_again(dsn: str) -> AsyncIterator[Look]:
 
 
 @contextlib.asynccontextmanager
-async def _started_at(server: Any, when: datetime) -> AsyncIterator[Look]:
+async def _started_at(server: ClockedServer, when: datetime) -> AsyncIterator[Look]:
     """Start the server at this time, and a worker that has looked after the history once."""
     ahead = name_of((when + timedelta(days=history.PARTITION_DAYS)).date())
     with server.running(when) as dsn:
