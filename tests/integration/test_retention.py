@@ -239,13 +239,18 @@ async def test_a_day_that_cannot_be_dropped_does_not_keep_the_others(look: Look,
 async def test_of_two_that_drop_at_once_one_does_it(look: Look, database: str) -> None:
     over = await days(look, 61, 60)
     async with looking(database) as other:
-        async with look.connection.transaction():
-            assert await drop(look, 100) == []  # it locks no table, only the other one out
-            assert await drop(other) == []
+        await finished(look, "99 days", "31 days", 1, 620)
         async with look.connection.transaction():
             assert await drop(look) == over
             assert await drop(other) == []
+        async with look.connection.transaction():
+            await look.rows(
+                "SELECT archibald.make_history_partitions(7)"
+            )  # also one of the two, and locks no table here
+            assert await drop(other) == []
+            assert await other.value("SELECT count(*) FROM archibald.job_history_default") == 120
         assert await drop(other) == []
+        assert await other.value("SELECT count(*) FROM archibald.job_history_default") == 0
     assert not set(over) & await partitions(look)
 
 
