@@ -450,7 +450,7 @@ BACKENDS = {
     "dispatcher": r"archibald\.(turn|retake|drop_stray)",
     "heartbeat": r"SET beat",
     "listener": r"^LISTEN",
-    "maintenance": r"fence_stale|release_fenced|end_lost|idempotency_keys|history_partitions|"
+    "maintenance": r"fence_stale|release_fenced|end_lost|idempotency_keys|"
     r"DELETE FROM archibald.workers|^SELECT pg_backend_pid",  # the last one: not trusted yet, nothing to sweep
     "progress": r"SET progress",
 }
