@@ -18,6 +18,10 @@ DEFAULTS = {
     "shutdown_grace": 30.0,
     "dedup_window": 30.0,
     "lease": 6.0,
+    "reserved_consumers": 2,
+    "preempt_grace": 5.0,
+    "max_preemptions": 5,
+    "max_wait": 900.0,
     "max_losses": 3,
     "retention_days": 30,
 }
