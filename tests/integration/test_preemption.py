@@ -126,7 +126,7 @@ async def test_a_write_that_was_enqueued_before_the_sync_began_and_committed_aft
     async with looking(database) as caller:
         await caller.rows("BEGIN")
         await caller.rows("SELECT archibald.enqueue('alice', 'submit-order')")
-        await caller.rows("UPDATE archibald.jobs SET wake = false WHERE wake")
+        await caller.rows("UPDATE archibald.jobs SET wake = false WHERE wake AND kind = 'submit-order'")
         await worker.settle(running)
         (begun,) = await worker.claim()
         assert begun.job_id == sync.id
