@@ -111,19 +111,31 @@ class Desk:
             yield page
             following = page.next
 
-    async def submit(self, path: str, action: str, values: Mapping[str, str | Sequence[str]] | None = None) -> Page:
+    async def submit(
+        self,
+        path: str,
+        action: str,
+        values: Mapping[str, str | Sequence[str]] | None = None,
+        shown: Page | None = None,
+    ) -> Page:
         """Fill the form at `path` with `values`, press its button `action`, and return the page that comes of it.
+
+        `shown` is the page with the form, where it is on the screen already.
 
         Raises:
             ErpError: the ERP refuses, or the page has no such form.
         """
 
-        async def fill_and_post() -> Answer:
-            form = (await self.open(path)).form(action)
+        async def fill_and_post(page: Page | None = None) -> Answer:
+            form = (page or await self.open(path)).form(action)
             return await self._ask("POST", form.action, form.filled(values or {}))
 
-        # Repeated as a whole: a new session needs the form's new token.
-        answer = await self._signed_in(fill_and_post)
+        try:
+            answer = await fill_and_post(shown)
+        except SignedOutError:
+            # Nothing was done. A new session needs the form's new token, so its page is opened anew.
+            await self._sign_in()
+            answer = await fill_and_post()
         # The form is done. If the session ends now, only this page is asked for again, never the form.
         return await self.open(answer.see) if answer.see else _page(path, answer)
 

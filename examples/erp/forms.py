@@ -14,7 +14,7 @@ from itertools import zip_longest
 from aiohttp import web
 
 from .pages import show_order
-from .records import PRODUCTS, Document, Line, MissingError, RefusedError, priced
+from .records import Document, Line, MissingError, RefusedError, priced
 from .visit import ACTION_FIELD, Visit, see
 
 BLANK_LINES = 3
@@ -141,7 +141,6 @@ def _order_form(
         euro=sum(line["euro"] for line in lines) if lines else None,
         error=error,
         customers=visit.books.customers.values(),
-        products=PRODUCTS,
     )
 
 

@@ -85,7 +85,7 @@ async def submit_order(ctx: JobContext, data: Data) -> Data:
         await ctx.progress(20, "customer found")
         checked = await desk.submit("/orders/new", "check", typed)
         await ctx.progress(50, "lines checked")
-        order = await desk.submit("/orders/new", "save", typed)
+        order = await desk.submit("/orders/new", "save", typed, shown=checked)
     return {"order": int(order.text("number")), "euro": int(checked.text("total"))}
 
 

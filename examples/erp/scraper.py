@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bs4 import BeautifulSoup, Tag
+from bs4.filter import SoupStrainer
 
 
 class ErpError(Exception):
@@ -40,9 +42,13 @@ class Page:
     """One page; `path` is where it was found."""
 
     def __init__(self, path: str, html: str) -> None:
-        """Read the HTML."""
+        """Keep the HTML; it is read when something on the page is looked for, which costs some milliseconds."""
         self.path = path
-        self._soup = BeautifulSoup(html, "html.parser")
+        self._html = html
+
+    @cached_property
+    def _soup(self) -> BeautifulSoup:
+        return BeautifulSoup(self._html, "html.parser", parse_only=SoupStrainer("main"))
 
     @property
     def message(self) -> str:
@@ -59,12 +65,13 @@ class Page:
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """The rows of the page's grid, by the titles of its columns."""
-        titles = [title.get_text(strip=True) for title in self._soup.select("#grid thead th")]
-        rows = self._soup.select("#grid tbody tr")
-        return [
-            dict(zip(titles, (cell.get_text(strip=True) for cell in row.select("td")), strict=True)) for row in rows
-        ]
+        """The rows of the page's grid, by the titles of its columns; raises ErpError."""
+        grid = self._soup.find(id="grid")
+        if grid is None:
+            raise ErpError(f"the page {self.path} shows no grid")
+        titles = [title.get_text(strip=True) for title in grid.find_all("th")]
+        rows = [row.find_all("td") for row in grid.find_all("tr")]
+        return [dict(zip(titles, (cell.get_text(strip=True) for cell in row), strict=True)) for row in rows if row]
 
     @property
     def position(self) -> tuple[int, int]:

@@ -77,7 +77,7 @@ class Site:
                 web.post("/customers/{code}/edit", self._page(0.5, forms.change_customer)),
                 web.get("/orders", self._page(0.35, pages.orders)),
                 web.get("/orders/new", self._page(0.15, forms.new_order)),
-                web.post("/orders/new", self._page(0.4, forms.add_order)),
+                web.post("/orders/new", self._page(0.5, forms.add_order)),
                 web.get(order, self._page(0.15, pages.order)),
                 web.post(order, self._page(0.6, forms.act_on_order)),
                 web.get(f"{order}/edit", self._page(0.2, forms.edit_order)),
