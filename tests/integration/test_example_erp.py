@@ -472,11 +472,18 @@ async def test_a_download_is_a_pdf_that_tells_the_document_and_its_lines(url: st
         assert f"{line['quantity']} x {line['article']}: {line['euro']} euro" in text
 
 
-async def test_the_pdf_of_an_order_that_was_deleted_is_still_there(url: str) -> None:
+async def test_the_papers_of_an_order_that_was_deleted_stay_and_lead_to_no_order(
+    alice: aiohttp.ClientSession, url: str
+) -> None:
+    assert 'href="/orders/1001"' in (await get(alice, "/ddt")).html
+    await post(alice, "/orders/1001", "delete")
+    listed = await get(alice, "/ddt")
     async with Erp(url).operation("alice", "job 1") as desk:
-        await desk.submit("/orders/1001", "delete")
-        assert next(row["Order"] for row in (await desk.open("/ddt")).rows) == "1001"
-        assert b"D-2001" in await desk.pdf("/ddt/D-2001.pdf")
+        content = await desk.pdf("/ddt/D-2001.pdf")
+
+    assert listed.page.rows[0] == {"Number": "D-2001", "Order": "1001", "File": "PDF"}
+    assert 'href="/orders/1001"' not in listed.html
+    assert b"D-2001" in content
 
 
 def test_the_table_of_a_pdf_points_at_its_objects() -> None:
