@@ -145,7 +145,7 @@ jobs = Table(
         postgresql_where=text("state = 'queued' AND due"),
     ),
     Index("jobs_not_due", "run_after", postgresql_where=text("state = 'queued' AND NOT due")),
-    Index("jobs_wake", "id", postgresql_where=text("wake")),
+    Index("jobs_wake", text("archibald.lock_key(user_id)"), "id", postgresql_where=text("wake")),
     Index("jobs_sync", "user_id", "kind", postgresql_where=text("state = 'queued' AND class = 'sync'")),
     Index("jobs_of_user", "user_id", "id"),
     Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),

@@ -121,7 +121,8 @@ CREATE TABLE archibald.jobs (                  -- live jobs only
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX jobs_head ON archibald.jobs (agent_id, (class = 'sync'), priority, id) WHERE state = 'queued' AND due;
 CREATE INDEX jobs_not_due ON archibald.jobs (run_after) WHERE state = 'queued' AND NOT due;
-CREATE INDEX jobs_wake ON archibald.jobs (id) WHERE wake;
+-- By agent, and by its hash, so that a look can begin anywhere.
+CREATE INDEX jobs_wake ON archibald.jobs (archibald.lock_key(user_id), id) WHERE wake;
 CREATE INDEX jobs_sync ON archibald.jobs (user_id, kind) WHERE state = 'queued' AND class = 'sync';
 CREATE INDEX jobs_of_user ON archibald.jobs (user_id, id);
 CREATE INDEX jobs_of_worker ON archibald.jobs (worker_id) WHERE state = 'running';

@@ -16,7 +16,6 @@ OLDEST_CODE = "0001"
 
 TABLES = Path(__file__).resolve().parent.parent / "sql" / "0001_tables.sql"
 FUNCTIONS = (
-    "lock_key.v1",
     "requeue_delay.v1",
     "refresh_lanes.v1",
     "preempt.v1",
@@ -57,6 +56,7 @@ def upgrade() -> None:
     """Create everything; nothing of ours can be running yet."""
     # The driver's own connection: SQLAlchemy would read placeholders into the functions' percent signs and colons.
     driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
+    driver.execute(function("lock_key.v1"))  # an index needs it
     driver.execute(TABLES.read_text(encoding="utf-8"))
     for name in FUNCTIONS:
         driver.execute(function(name))

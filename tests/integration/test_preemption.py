@@ -78,6 +78,22 @@ async def test_nothing_but_a_write_preempts_and_nothing_but_a_sync_is_preempted(
     assert await asked(worker) == []
 
 
+async def test_a_write_that_is_enqueued_by_one_statement_asks_for_a_look_at_once(
+    app: Archibald, worker: Hand, look: Look, database: str
+) -> None:
+    await app.enqueue("sync-orders", user_id="alice")
+    await worker.claim_one()
+    async with asyncio.timeout(PATIENCE):
+        while await look.value("SELECT doubt_at IS NOT NULL FROM archibald.agents"):
+            await worker.turn(look=True)
+    async with looking(database) as listener:
+        await listener.rows("LISTEN archibald")
+        await look.rows("INSERT INTO archibald.jobs (user_id, kind) VALUES ('alice', 'submit-order')")
+        assert await listener.heard() == "wake"
+        await worker.turn(look=True)
+        assert await listener.heard() == "preempt"
+
+
 async def test_a_write_preempts_no_other_agents_sync(app: Archibald, worker: Hand) -> None:
     await app.enqueue("sync-orders", user_id="alice")
     await worker.claim_one()
@@ -367,6 +383,7 @@ async def test_a_sync_that_only_awaits_is_cancelled_after_the_grace(app: Archiba
 async def test_a_write_starts_though_every_consumer_runs_a_sync(
     app: Archibald, monkeypatch: pytest.MonkeyPatch, consumers: str
 ) -> None:
+    monkeypatch.setattr("archibald_pgq.runtime.dispatcher.POLL", 3600.0)  # the notification alone does it
     monkeypatch.setenv("WORKER_CONCURRENCY", consumers)
     monkeypatch.setenv("ARCHIBALD_RESERVED_CONSUMERS", "0")
     syncs, writes = Stage(), Stage(hold=False)

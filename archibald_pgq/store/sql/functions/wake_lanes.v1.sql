@@ -1,34 +1,86 @@
 -- The truth behind NOTIFY: a bounded number of jobs that became due or whose enqueue asked for a look; adopts new agents.
+
+-- Agents with jobs to be looked at, from a random one on and round: of the next p_limit jobs; and if these are of few agents, the next
+-- agents behind them, one step of the index for each. By agent, not by age: one agent's 200,000 new jobs must not hide the others'.
+CREATE FUNCTION archibald.agents_to_wake(p_limit integer) RETURNS TABLE (key bigint, user_id text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  v_from   bigint := hashtextextended(random()::text, 0);
+  v_jobs   bigint;
+  v_keys   bigint[];
+  v_key    bigint;
+  v_round  boolean := false;      -- past the end of the index, and on from its beginning
+BEGIN
+  WITH page AS (
+    (SELECT archibald.lock_key(j.user_id) AS key FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) >= v_from
+      ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit)
+    UNION ALL
+    (SELECT archibald.lock_key(j.user_id) FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) < v_from
+      ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit)
+    LIMIT p_limit
+  )
+  SELECT count(*), array_agg(DISTINCT page.key) INTO v_jobs, v_keys FROM page;
+  IF v_jobs = p_limit AND cardinality(v_keys) < p_limit / 2 THEN
+    v_key := v_from;
+    FOR step IN 1..p_limit / 2 LOOP
+      v_key := (SELECT archibald.lock_key(j.user_id) FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) > v_key
+                 ORDER BY archibald.lock_key(j.user_id), j.id LIMIT 1);
+      IF v_key IS NULL AND NOT v_round THEN
+        v_round := true;
+        v_key := (SELECT archibald.lock_key(j.user_id) FROM archibald.jobs j WHERE j.wake
+                   ORDER BY archibald.lock_key(j.user_id), j.id LIMIT 1);
+      END IF;
+      EXIT WHEN v_key IS NULL OR v_round AND v_key >= v_from;
+      v_keys := v_keys || v_key;
+    END LOOP;
+  END IF;
+  RETURN QUERY
+    SELECT DISTINCT k.key, first.user_id
+      FROM unnest(v_keys) AS k(key)
+     CROSS JOIN LATERAL (SELECT j.user_id FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) = k.key
+                          ORDER BY archibald.lock_key(j.user_id), j.id LIMIT 1) AS first;
+END $$;
+
 -- Rows that somebody holds are passed over, however many they are: were they only left out of a first page, a caller who holds
 -- that many job rows, or the lane of an agent with that many, would stop every wake-up.
 -- Lanes and jobs are locked together and out of order; that cannot deadlock, because nothing here waits for a lane or a job.
 CREATE FUNCTION archibald.wake_lanes(p_limit integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
+  v_keys   bigint[];
+  v_users  text[];
   v_jobs   bigint[];
   v_agents bigint[];      -- the lane of each of them
-  v_users  text[];
 BEGIN
   UPDATE archibald.jobs SET due = true, wake = true, wait_reason = NULL
    WHERE id IN (SELECT id FROM archibald.jobs WHERE state = 'queued' AND NOT due AND run_after <= now()
                  ORDER BY run_after LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
-  IF NOT EXISTS (SELECT FROM archibald.jobs WHERE wake) THEN
+  SELECT array_agg(w.key), array_agg(w.user_id) INTO v_keys, v_users FROM archibald.agents_to_wake(p_limit) AS w;
+  IF v_users IS NULL THEN
     RETURN;
   END IF;
-  SELECT array_agg(DISTINCT w.user_id) INTO v_users FROM (
-    SELECT j.user_id FROM archibald.jobs j
-     WHERE j.wake AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.user_id = j.user_id)
-     ORDER BY j.id LIMIT p_limit) AS w;
   -- One worker adopts at a time: two that insert the same agent would wait for each other's turn, and a frozen one would stop all.
   -- In the order of user_id, for others who create agents.
-  IF v_users IS NOT NULL AND pg_try_advisory_xact_lock(1095910216, 1001) THEN
+  IF EXISTS (SELECT FROM unnest(v_users) AS u WHERE NOT EXISTS (SELECT FROM archibald.agents a WHERE a.user_id = u))
+     AND pg_try_advisory_xact_lock(1095910216, 1001) THEN
     INSERT INTO archibald.agents (user_id, lock_key)
-    SELECT u, archibald.lock_key(u) FROM unnest(v_users) AS u ORDER BY u
+    SELECT u, archibald.lock_key(u) FROM unnest(v_users) AS u
+     WHERE NOT EXISTS (SELECT FROM archibald.agents a WHERE a.user_id = u) ORDER BY u
     ON CONFLICT (user_id) DO NOTHING;
   END IF;
-  SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents FROM (
+  -- Of each of these agents its oldest jobs, an equal share; and where they are held, whatever can be had.
+  SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents
+    FROM unnest(v_keys) AS k(key)
+   CROSS JOIN LATERAL (
     SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
-     WHERE j.wake ORDER BY j.id LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED) AS w;
+     WHERE j.wake AND archibald.lock_key(j.user_id) = k.key
+     ORDER BY archibald.lock_key(j.user_id), j.id LIMIT greatest(1, p_limit / cardinality(v_keys)) FOR NO KEY UPDATE SKIP LOCKED) AS w;
+  IF v_jobs IS NULL THEN
+    SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents FROM (
+      SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
+       WHERE j.wake ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED) AS w;
+  END IF;
   UPDATE archibald.jobs j SET wake = false, agent_id = w.agent
     FROM unnest(v_jobs, v_agents) AS w(id, agent) WHERE j.id = w.id;
   -- a lane that runs is recomputed by its settle
