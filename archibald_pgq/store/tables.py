@@ -192,6 +192,7 @@ job_history = Table(
     Column("retried_from", BigInteger),
     PrimaryKeyConstraint("id", "created_at", name="job_history_pkey"),
     Index("job_history_of_user", "user_id", "id"),
+    Index("job_history_retried", "retried_from", postgresql_where=text("retried_from IS NOT NULL")),
     postgresql_partition_by="RANGE (created_at)",
 )
 

@@ -164,6 +164,7 @@ CREATE TABLE archibald.job_history (           -- finished jobs; a settle's DELE
   CONSTRAINT job_history_state CHECK (state IN ('completed', 'failed', 'cancelled'))
 ) PARTITION BY RANGE (created_at);             -- by the job's immutable created_at: a key on id alone cannot exist
 CREATE INDEX job_history_of_user ON archibald.job_history (user_id, id);
+CREATE INDEX job_history_retried ON archibald.job_history (retried_from) WHERE retried_from IS NOT NULL;   -- few rows: costs no settle
 CREATE TABLE archibald.job_history_default PARTITION OF archibald.job_history DEFAULT;
 
 CREATE TABLE archibald.schema_revisions (      -- what each migration still serves; `run` reads it
