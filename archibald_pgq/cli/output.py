@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 200
 """Columns of a table that goes into a pipe, where there is no terminal to ask."""
 
+PIECE = 4096
+"""Characters that are written at once."""
+
 READER_GONE = 141
 """Exit code when nobody reads on: what a shell shows for a program that SIGPIPE ended."""
 
@@ -107,7 +110,9 @@ def _console() -> Console:
 
 def _write(text: str) -> None:
     try:
-        sys.stdout.write(text)
+        # in pieces: an unbuffered stdout (PYTHONUNBUFFERED) gives up a long text without a word when its reader goes
+        for start in range(0, len(text), PIECE):
+            sys.stdout.write(text[start : start + PIECE])
         sys.stdout.flush()
     except BrokenPipeError:
         # or the interpreter would try once more at its end, and complain

@@ -15,7 +15,7 @@ def review(limit: Limit = DEFAULT_LIMIT, as_json_: AsJson = False) -> None:
         print_json([as_json(record) for record in records])
     elif records:
         show_list(review_table(records), records, limit)
-        say(HOW_TO_DECIDE)
+        say(f"\n{HOW_TO_DECIDE}")
     else:
         say("nothing needs review")
 
