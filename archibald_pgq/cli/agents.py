@@ -14,7 +14,10 @@ agent = typer.Typer(help="Pause an agent, and let it go on.", no_args_is_help=Tr
 
 
 def agents(limit: Limit = DEFAULT_LIMIT, as_json_: AsJson = False) -> None:
-    """Show what each agent is doing, waits for, or is kept from; busy ones first."""
+    """Show what each agent does, waits for, or is kept from.
+
+    Busy ones come first; who has nothing to do is left out.
+    """
     with opened_queue() as queue:
         records = queue.agents(limit=limit)
     if as_json_:
@@ -31,7 +34,10 @@ def pause(
     reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for others to see.")] = None,
     as_json_: AsJson = False,
 ) -> None:
-    """Let an agent's queued jobs wait until it is resumed; a job that runs ends."""
+    """Let an agent's queued jobs wait until it is resumed.
+
+    A job that runs goes on to its end.
+    """
     with opened_queue() as queue:
         queue.pause_agent(user_id, reason=reason)
     if as_json_:

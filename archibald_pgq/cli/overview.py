@@ -8,7 +8,7 @@ from archibald_pgq.cli.queue_tables import counts, stats_table, workers_table
 
 
 def stats(as_json_: AsJson = False) -> None:
-    """Count the jobs of each class: waiting, active, delayed, requeued, needing review, and finished."""
+    """Count the jobs of each class by what they wait for or came to."""
     with opened_queue() as queue:
         records = queue.stats()
     if as_json_:

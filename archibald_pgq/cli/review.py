@@ -8,7 +8,7 @@ from archibald_pgq.cli.queue import DEFAULT_LIMIT, AsJson, JobId, Limit, opened_
 
 
 def review(limit: Limit = DEFAULT_LIMIT, as_json_: AsJson = False) -> None:
-    """List the jobs that need a person, the oldest first, and say how to decide."""
+    """List the jobs that need a person, and say how to decide."""
     with opened_queue() as queue:
         records = queue.review(limit=limit)
     if as_json_:
@@ -21,9 +21,10 @@ def review(limit: Limit = DEFAULT_LIMIT, as_json_: AsJson = False) -> None:
 
 
 def retry(job_id: JobId, as_json_: AsJson = False) -> None:
-    """Run a job again that failed, was cancelled or needs review, and print the id of the job that does it.
+    """Run a job again that failed, was cancelled or needs review.
 
-    Of one that failed or was cancelled a new job is made; one that needs review goes back itself. Exit code 1 if there is nothing to retry.
+    Prints the id of the job that does it: of one that needs review its own, else that of a new one, whose retried_from names the old one.
+    Exit code 1 if there is nothing to retry.
     """
     with opened_queue() as queue:
         again = queue.retry(job_id)
