@@ -8,8 +8,11 @@ PROCESSES ?= 3
 # Further arguments for `make run` and for pytest, e.g. `make test ARGS="-k backoff"`.
 ARGS ?=
 
-BIN := .venv/bin
-INSTALLED := .venv/installed
+# Where the environment is; with another one beside it a second Python can be tried: `make ENVIRONMENT=.venv-3.13 PYTHON=python3.13 test`.
+ENVIRONMENT := .venv
+
+BIN := $(ENVIRONMENT)/bin
+INSTALLED := $(ENVIRONMENT)/installed
 CODE := archibald_pgq $(wildcard examples migrations) tests
 
 # An environment knows its own absolute place: in a checkout that was moved or copied it has to be made again.
@@ -54,7 +57,7 @@ format: $(INSTALLED) ## Mend what can be mended without thinking
 install: $(INSTALLED) ## Make the environment in .venv; the other targets do it by themselves
 
 clean: ## Remove the environment and all that was built
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* dist build
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
@@ -67,9 +70,9 @@ $(INSTALLED): pyproject.toml
 	if [ -z "$$found" ]; then \
 	    echo "make: $${why:-Python 3.11 or newer is needed, and none of $(PYTHON) is}" >&2; exit 1; \
 	fi; \
-	echo "Installing into .venv with Python $$version" >&2; \
+	echo "Installing into $(ENVIRONMENT) with Python $$version" >&2; \
 	rm -f $@; \
-	"$$found" -m venv --clear .venv && \
+	"$$found" -m venv --clear $(ENVIRONMENT) && \
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
 	$(BIN)/python -m pip install --quiet --editable . --group dev && \
 	pwd -P >$@

@@ -81,6 +81,9 @@ SETTINGS: dict[str, Setting] = {
     "max_losses": Setting(
         "ARCHIBALD_MAX_LOSSES", "3", "a job whose worker died this often while it ran fails", _whole(1, 100)
     ),
+    "retention_days": Setting(
+        "ARCHIBALD_RETENTION_DAYS", "30", "days for which a job stays in the history after its end", _whole(1, 36500)
+    ),
 }
 
 
@@ -97,6 +100,7 @@ class Settings:
     dedup_window: float
     lease: float
     max_losses: int
+    retention_days: int
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:

@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, pool
 from archibald_pgq import config as settings
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.dsn import to_libpq
+from archibald_pgq.store.migrations import require_supported
 from archibald_pgq.store.tables import metadata
 
 MIGRATION_LOCK = 7310310224816104
@@ -19,6 +20,16 @@ def _not_a_partition(name: str | None, kind: str, _parents: object) -> bool:
     return not (kind == "table" and name is not None and name.startswith("job_history_"))
 
 
+def _connect(dsn: str) -> psycopg.Connection:
+    connection = psycopg.connect(to_libpq(dsn))
+    try:
+        require_supported(connection, dsn)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def run() -> None:
     """Migrate the database that the caller named, else the one of the environment."""
     dsn = context.config.attributes.get("dsn") or settings.load().database_url
@@ -26,9 +37,7 @@ def run() -> None:
         raise ConfigError("no database is named; set ARCHIBALD_DATABASE_URL, or use `archibald-pgq migrate`")
     if context.is_offline_mode():
         raise ConfigError("migrations need a database; run them without --sql")
-    engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(to_libpq(dsn)), poolclass=pool.NullPool
-    )
+    engine = create_engine("postgresql+psycopg://", creator=lambda: _connect(dsn), poolclass=pool.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
         connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS archibald")

@@ -26,6 +26,9 @@ from archibald_pgq.store import embedded
 
 IMAGE = "postgres:18"
 
+TOO_OLD = "ARCHIBALD_TEST_TOO_OLD_POSTGRES"
+"""Names the folder of programs of PostgreSQL 13, on which the tests see that it is refused."""
+
 # Nothing of a test run has to survive a power cut. 300 connections: some tests hold a hundred at once.
 SETTINGS = {
     "max_connections": "300",
@@ -61,10 +64,10 @@ class Server:
 
     def create_database(self, name: str, template: str = "template0") -> str:
         """Create a database as a copy of `template`, to which nobody may be connected, and return its URL."""
+        # PostgreSQL 14 copies files always, and knows no other word for it.
+        strategy = sql.SQL(" STRATEGY file_copy" if self._admin.info.server_version >= 150000 else "")
         self._admin.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
-                sql.Identifier(name), sql.Identifier(template)
-            )
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}{}").format(sql.Identifier(name), sql.Identifier(template), strategy)
         )
         return self.dsn(name)
 

@@ -123,6 +123,11 @@ class Look:
             "SELECT coalesce((SELECT state FROM archibald.all_jobs WHERE id = %s), '') = %s", job_id, state
         )
 
+    async def heard(self) -> str:
+        """Return the text of the next notification; `LISTEN archibald` comes first."""
+        async with asyncio.timeout(PATIENCE):
+            return await anext(notice.payload async for notice in self.connection.notifies())
+
     async def job(self, job_id: int, *columns: str) -> tuple[Any, ...]:
         """Return columns of a job's row in archibald.all_jobs."""
         (row,) = await self.rows(f"SELECT {', '.join(columns)} FROM archibald.all_jobs WHERE id = %s", job_id)

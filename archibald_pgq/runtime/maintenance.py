@@ -1,4 +1,4 @@
-"""What a worker does for all: taking over from workers that went silent, cancel requests, the history's partitions, sweeping.
+"""What a worker does for all: taking over from workers that went silent, cancel requests, sweeping.
 
 Guarantees: nobody is judged silent unless this worker's own heartbeat is beyond doubt; the verdict is committed before any lane is
 touched. Must not: touch a lane of a worker that is not fenced.
@@ -22,8 +22,6 @@ from archibald_pgq.store.connect import connect
 
 logger = logging.getLogger(__name__)
 
-PARTITION_DAYS = 7
-HOURLY = 3600.0
 SWEEP = 10.0
 BATCH = 100
 """Lanes of a lost worker released at once: a takeover must not hold many rows for long."""
@@ -39,7 +37,7 @@ class Maintenance:
         self._conninfo, self._worker_id, self._heartbeat = conninfo, worker_id, heartbeat
         self._max_losses, self._cancel = max_losses, cancel
         self._asked = asyncio.Event()
-        self._swept = self._partitioned = float("-inf")
+        self._swept = float("-inf")
 
     def cancel_requested(self) -> None:
         """A hint that some running job was asked to stop."""
@@ -77,9 +75,6 @@ class Maintenance:
         if now - self._swept >= SWEEP:
             self._swept = now
             await workers.sweep(connection)
-        if now - self._partitioned >= HOURLY:
-            await workers.make_partitions(connection, PARTITION_DAYS)
-            self._partitioned = now
 
     async def _take_over(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
         for lost in await workers.fence_stale(connection, self._worker_id):

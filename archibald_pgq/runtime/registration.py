@@ -1,6 +1,6 @@
 """One registration: this process as a worker, from its row in the database to its goodbye, or to the loss of its lease.
 
-Owns: the parts that live exactly so long (dispatcher, consumers, heartbeat, maintenance, listener) and what they tell each other.
+Owns: the parts that live exactly so long (dispatcher, consumers, heartbeat, maintenance, listener, history) and what they tell each other.
 Guarantees: once nothing more is claimed, handlers get the grace, then are cancelled, and what they come to is settled before the worker
 says goodbye; when the lease is lost, `serve` returns only when no handler code runs any more. Must not: register again.
 """
@@ -19,6 +19,7 @@ from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.runtime.dispatcher import Dispatcher
 from archibald_pgq.runtime.executor import Run, Stop
 from archibald_pgq.runtime.heartbeat import EXIT_FENCED, Heartbeat, exit_fenced
+from archibald_pgq.runtime.history import keep_history
 from archibald_pgq.runtime.listener import listen
 from archibald_pgq.runtime.maintenance import Maintenance
 from archibald_pgq.runtime.registry import Registry
@@ -76,6 +77,7 @@ class Registration:
         helpers = [
             asyncio.create_task(self._maintenance.run(), name="maintenance"),
             asyncio.create_task(listen(self._conninfo, self._heard), name="listener"),
+            asyncio.create_task(keep_history(self._conninfo, self._settings.retention_days), name="history"),
         ]
         try:
             await _first_end(stop, [turns, *consumers, *helpers])

@@ -15,6 +15,7 @@ import psycopg
 from archibald_pgq.errors import DatabaseError, SchemaError
 from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
 from archibald_pgq.store.dsn import redacted, with_options
+from archibald_pgq.store.embedded.programs import OLDEST
 
 CODE_REVISION = "0001"
 """The schema revision that this code was written for."""
@@ -39,7 +40,7 @@ def upgrade(dsn: str) -> None:
     """Bring the database at `dsn` to this code's schema; does nothing where it is already there.
 
     Raises:
-        DatabaseError: it cannot be reached, or refuses (for instance, no right to create a schema).
+        DatabaseError: it cannot be reached, is too old, or refuses (for instance, no right to create a schema).
         SchemaError: it was migrated by newer code.
     """
     # Imported here: Alembic is slow to import, and most commands have nothing to migrate.
@@ -70,12 +71,28 @@ def _refused(dsn: str, error: psycopg.Error) -> DatabaseError:
     return DatabaseError(f"the database at {redacted(dsn)} cannot be migrated: {str(error).strip().splitlines()[0]}")
 
 
-def check(connection: psycopg.Connection, dsn: str) -> None:
-    """Refuse a schema that this code cannot work on.
+def require_supported(connection: psycopg.Connection[Any], dsn: str) -> None:
+    """Refuse a server that is too old; its version is what it said at the start of the connection.
 
     Raises:
+        DatabaseError: it is older than `OLDEST`.
+    """
+    found = connection.info.server_version // 10000
+    if found < OLDEST:
+        raise DatabaseError(
+            f"the database at {redacted(dsn)} is on PostgreSQL {found}, and {OLDEST} or newer is needed; upgrade that "
+            "server, or set ARCHIBALD_DATABASE_URL to a database on a newer one"
+        )
+
+
+def check(connection: psycopg.Connection, dsn: str) -> None:
+    """Refuse a server and a schema that this code cannot work on.
+
+    Raises:
+        DatabaseError: the server is too old.
         SchemaError: it is missing, older, or newer and no longer serves this code; the message names the mend.
     """
+    require_supported(connection, dsn)
     judge(_revision(connection), dsn)
 
 

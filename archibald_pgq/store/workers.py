@@ -1,4 +1,4 @@
-"""Workers in the database: registering, the heartbeat, and taking over the agents of one that has gone silent."""
+"""Workers in the database: registering, the heartbeat, taking over the agents of one that has gone silent, and upkeep."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ _FENCE = "SELECT worker, host, pid FROM archibald.fence_stale_workers(%s)"
 _END_BACKENDS = "SELECT archibald.end_lost_backends()"
 _RELEASE = "SELECT user_id, job, fate FROM archibald.release_fenced_lanes(%s, %s)"
 _PARTITIONS = "SELECT archibald.make_history_partitions(%s)"
+_DROP = "SELECT archibald.drop_history_partitions(%s)"
 _SWEEP_KEYS = """
 DELETE FROM archibald.idempotency_keys WHERE ctid = ANY (ARRAY (
   SELECT k.ctid FROM archibald.idempotency_keys k
@@ -142,6 +143,11 @@ async def release_fenced(connection: Connection, limit: int, max_losses: int) ->
 async def make_partitions(connection: Connection, days: int) -> None:
     """Make the history's partitions of the next `days` days."""
     await connection.execute(_PARTITIONS, (days,))
+
+
+async def drop_partitions(connection: Connection, days: int) -> list[str]:
+    """Drop days of the history whose last job ended `days` days ago, as many as one call may; return their partitions' names."""
+    return [row[0] for row in await (await connection.execute(_DROP, (days,))).fetchall()]
 
 
 async def sweep(connection: Connection) -> None:

@@ -1,33 +1,43 @@
-"""The one client of the example ERP that all handlers share.
+"""The one client of the example ERP that all handlers share: it uses the pages as a browser would.
 
 Owns: the cookies of every login, and the server of its own that stands in when no ERP is named. Guarantees: a login
-stays signed in from one operation to the next and signs in again when the ERP has ended its session; an operation
-leaves no connection open. Must not: know of jobs or of a queue.
+stays signed in from one operation to the next; where the ERP has ended its session, which shows only in the login page
+that comes instead of what was asked for, it signs in again and repeats what was asked; a form is posted again only
+when the ERP sent the first one to the login page, so that nothing is done twice; an operation leaves no connection open.
+Must not: know of jobs or of a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import TypeVar
 
 import aiohttp
 
-from .records import Document
-from .site import PASSWORD, Site, serving
+from .scraper import ErpError, Page
+from .sessions import PASSWORD
 
 LONGEST_ANSWER = aiohttp.ClientTimeout(total=100)
-
-
-class ErpError(Exception):
-    """The ERP refused something or cannot be reached; the text is one sentence."""
+LOGIN = "/login"
+T = TypeVar("T")
 
 
 class SignedOutError(ErpError):
-    """The ERP knows no session for the cookie."""
+    """The ERP asks to sign in, and has done nothing else."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: a page, a file, or where to look for the result of a form (`see`)."""
+
+    content: bytes
+    content_type: str
+    see: str | None
 
 
 class Erp:
@@ -65,11 +75,7 @@ class Erp:
         jar = self._cookies.setdefault(login, aiohttp.CookieJar(unsafe=True))  # unsafe: the host is an IP address
         async with aiohttp.ClientSession(await self.url(), cookie_jar=jar, timeout=LONGEST_ANSWER) as http:
             desk = Desk(http, login)
-            try:
-                socket = await desk.announce(name)
-            except SignedOutError:
-                await desk.sign_in()
-                socket = await desk.announce(name)
+            socket = await desk.announce(name)
             try:
                 yield desk
             finally:
@@ -80,84 +86,125 @@ class Desk:
     """One login at work: the requests of one operation, one after the other."""
 
     def __init__(self, http: aiohttp.ClientSession, login: str) -> None:
-        """Work for `login` over `http`, which keeps its cookie."""
+        """Work for `login` over `http`, which keeps its cookies."""
         self._http = http
         self._login = login
-
-    async def sign_in(self) -> None:
-        """Sign in anew; the cookie is kept for this and later operations."""
-        await self._ask("POST", "/login", data={"login": self._login, "password": PASSWORD})
 
     async def announce(self, name: str) -> aiohttp.ClientWebSocketResponse:
         """Open an operation; it lasts until the returned socket is closed.
 
         Raises:
-            SignedOutError: sign in first.
             ErpError: another operation of this login is open, or the ERP cannot be reached.
         """
+        return await self._signed_in(lambda: self._connect(name))
+
+    async def open(self, path: str) -> Page:
+        """Return a page; raises ErpError."""
+        answer = await self._signed_in(lambda: self._ask("GET", path))
+        return _page(path, answer)
+
+    async def grid(self, path: str) -> AsyncIterator[Page]:
+        """Yield the pages of a grid, from the first one and along the links to the next; raises ErpError."""
+        following: str | None = path
+        while following is not None:
+            page = await self.open(following)
+            yield page
+            following = page.next
+
+    async def submit(
+        self,
+        path: str,
+        action: str,
+        values: Mapping[str, str | Sequence[str]] | None = None,
+        shown: Page | None = None,
+    ) -> Page:
+        """Fill the form at `path` with `values`, press its button `action`, and return the page that comes of it.
+
+        `shown` is the page with the form, where it is on the screen already.
+
+        Raises:
+            ErpError: the ERP refuses, or the page has no such form.
+        """
+
+        async def fill_and_post(page: Page | None = None) -> Answer:
+            form = (page or await self.open(path)).form(action)
+            return await self._ask("POST", form.action, form.filled(values or {}))
+
+        try:
+            answer = await fill_and_post(shown)
+        except SignedOutError:
+            # Nothing was done. A new session needs the form's new token, so its page is opened anew.
+            await self._sign_in()
+            answer = await fill_and_post()
+        # The form is done. If the session ends now, only this page is asked for again, never the form.
+        return await self.open(answer.see) if answer.see else _page(path, answer)
+
+    async def pdf(self, path: str) -> bytes:
+        """Return a PDF's bytes; raises ErpError, also where the answer is no PDF."""
+        answer = await self._signed_in(lambda: self._ask("GET", path))
+        if answer.content_type != "application/pdf" or not answer.content.startswith(b"%PDF-"):
+            raise ErpError(f"the ERP sent no PDF for {path}")
+        return answer.content
+
+    async def _signed_in(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Do `ask`; where the ERP shows the login page instead, sign in and do it once more."""
+        try:
+            return await ask()
+        except SignedOutError:
+            await self._sign_in()
+            return await ask()
+
+    async def _sign_in(self) -> None:
+        """Fill the login page's form; the cookies are kept for this and later operations."""
+        form = _page(LOGIN, await self._ask("GET", LOGIN)).form("sign-in")
+        await self._ask("POST", form.action, form.filled({"login": self._login, "password": PASSWORD}))
+
+    async def _connect(self, name: str) -> aiohttp.ClientWebSocketResponse:
         try:
             return await self._http.ws_connect(
                 "/operation", params={"name": name}, timeout=aiohttp.ClientWSTimeout(ws_close=2.0)
             )
         except aiohttp.WSServerHandshakeError as error:
-            if error.status == HTTPStatus.UNAUTHORIZED:
-                raise SignedOutError(f"{self._login} is not signed in") from None
+            if error.request_info.url.path == LOGIN:
+                raise self._signed_out() from None
             raise ErpError(f"the ERP refused to begin {name} for {self._login} ({error.status})") from None
         except aiohttp.ClientError as error:
             raise ErpError(f"the ERP cannot be reached: {error}") from error
 
-    async def get(self, path: str, page: int = 1) -> Document:
-        """Return a document, or a page of a list, as JSON; raises ErpError."""
-        answer: Document = await self._signed_in("GET", path, params={"page": str(page)})
-        return answer
+    async def _ask(self, method: str, path: str, data: Sequence[tuple[str, str]] | None = None) -> Answer:
+        """Send one request and follow nothing: where it leads to is the news of a posted form.
 
-    async def post(self, path: str, body: Document) -> Document:
-        """Create or do something; raises ErpError."""
-        answer: Document = await self._signed_in("POST", path, json=body)
-        return answer
-
-    async def put(self, path: str, body: Document) -> Document:
-        """Change a document; raises ErpError."""
-        answer: Document = await self._signed_in("PUT", path, json=body)
-        return answer
-
-    async def delete(self, path: str) -> Document:
-        """Delete a document; raises ErpError."""
-        answer: Document = await self._signed_in("DELETE", path)
-        return answer
-
-    async def pdf(self, path: str) -> bytes:
-        """Return a PDF's bytes; raises ErpError, also where the answer is no PDF."""
-        content = await self._signed_in("GET", path)
-        if not isinstance(content, bytes) or not content.startswith(b"%PDF-"):
-            raise ErpError(f"the ERP sent no PDF for {path}")
-        return content
-
-    async def _signed_in(self, method: str, path: str, **options: Any) -> Any:
+        Raises:
+            SignedOutError: the ERP leads to the login page; it has done nothing.
+            ErpError: it refuses, or cannot be reached.
+        """
         try:
-            return await self._ask(method, path, **options)
-        except SignedOutError:
-            await self.sign_in()
-            return await self._ask(method, path, **options)
-
-    async def _ask(self, method: str, path: str, **options: Any) -> Any:
-        """Return the answer: bytes for a PDF, else what its JSON holds."""
-        try:
-            async with self._http.request(method, path, **options) as answer:
-                if answer.content_type == "application/pdf":
-                    return await answer.read()
-                content = await answer.json()
-        except aiohttp.ClientError as error:
-            raise ErpError(f"the ERP did not answer {method} {path}: {error}") from error
-        if answer.status == HTTPStatus.UNAUTHORIZED:
-            raise SignedOutError(f"{self._login} is not signed in")
+            async with self._http.request(method, path, data=data, allow_redirects=False) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ErpError(f"the ERP did not answer {method} {path}: {str(error) or 'it took too long'}") from error
+        see = answer.headers.get("Location")
+        if answer.status == HTTPStatus.FOUND and see is not None and see.partition("?")[0] == LOGIN:
+            raise self._signed_out()
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            raise ErpError(f"the ERP refused {method} {path}: {content['error']} ({answer.status})")
-        return content
+            sentence = Page(path, content.decode(errors="replace")).message or answer.reason
+            raise ErpError(f"the ERP refused {method} {path}: {sentence} ({answer.status})")
+        return Answer(content, answer.content_type, see)
+
+    def _signed_out(self) -> SignedOutError:
+        return SignedOutError(f"the ERP has ended the session of {self._login}, perhaps because of another sign-in")
+
+
+def _page(path: str, answer: Answer) -> Page:
+    if answer.content_type != "text/html" or answer.see is not None:
+        raise ErpError(f"the ERP sent no page for {path}")
+    return Page(path, answer.content.decode(errors="replace"))
 
 
 async def _serve_own(ready: asyncio.Future[str]) -> None:
     """Serve an ERP until cancelled; `ready` gets its URL, or why there is none."""
+    from .site import Site, serving  # not needed where an ERP is named
+
     try:
         async with serving(Site()) as url:
             ready.set_result(url)

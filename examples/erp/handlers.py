@@ -1,4 +1,4 @@
-"""A thin handler for each of the 15 operations: what the agent asked for, as requests to the ERP.
+"""A thin handler for each of the 15 operations: what the agent asked for, on the pages of the ERP.
 
 Owns: `app`, which `archibald-pgq run archibald_pgq.examples.erp:app` runs. Guarantees: a wrong payload fails the job
 with one sentence; long ones report progress. Must not: guard against two jobs of one agent at once, which is the
@@ -18,7 +18,8 @@ from typing import Any
 
 from archibald_pgq import Archibald, JobContext
 
-from .client import Desk, Erp, ErpError
+from .client import Desk, Erp
+from .scraper import ErpError
 
 Data = dict[str, Any]
 
@@ -57,37 +58,55 @@ def _customer(data: Data) -> str:
     return code
 
 
+def _text(data: Data, name: str) -> str:
+    text = data.get(name, "")
+    if not isinstance(text, str):
+        raise ErpError(f'"{name}" is {text!r}; it must be a text')
+    return text
+
+
+def _lines(lines: object) -> dict[str, list[str]]:
+    """Return the columns of an order's form; whether the articles exist is for the ERP to say."""
+    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+        raise ErpError(f'"lines" is {lines!r}; it must be a list such as [{{"article": "A-001", "quantity": 1}}]')
+    return {
+        "article": [str(line.get("article", "")) for line in lines],
+        "quantity": [str(line.get("quantity", 1)) for line in lines],
+    }
+
+
 @app.operation("submit-order")
 async def submit_order(ctx: JobContext, data: Data) -> Data:
     """Look up the customer, check the lines, place the order."""
-    lines = data.get("lines", USUAL_LINES)
+    number = "" if data.get("order") is None else str(data["order"])
+    typed = {"number": number, "customer": _customer(data), **_lines(data.get("lines", USUAL_LINES))}
     async with _at_work(ctx) as desk:
-        customer = await desk.get(f"/customers/{_customer(data)}")
+        await desk.open(f"/customers/{typed['customer']}")
         await ctx.progress(20, "customer found")
-        checked = await desk.post("/orders/check", {"lines": lines})
+        checked = await desk.submit("/orders/new", "check", typed)
         await ctx.progress(50, "lines checked")
-        order = await desk.post("/orders", {"number": data.get("order"), "customer": customer["code"], "lines": lines})
-    return {"order": order["number"], "euro": checked["euro"]}
+        order = await desk.submit("/orders/new", "save", typed, shown=checked)
+    return {"order": int(order.text("number")), "euro": int(checked.text("total"))}
 
 
 @app.operation("create-customer")
 async def create_customer(ctx: JobContext, data: Data) -> Data:
     """Look whether the list can be read, then add the customer."""
+    name = _text(data, "name")
     async with _at_work(ctx) as desk:
-        await desk.get("/customers")
-        customer = await desk.post("/customers", {"name": data.get("name")})
-    return {"customer": customer["code"]}
+        await desk.open("/customers")
+        customer = await desk.submit("/customers/new", "save", {"name": name})
+    return {"customer": customer.text("code")}
 
 
 @app.operation("update-customer")
 async def update_customer(ctx: JobContext, data: Data) -> Data:
     """Open the customer and save what has changed."""
+    path = f"/customers/{_customer(data)}/edit"
+    changes = {name: _text(data, name) for name in data.keys() & {"name", "note"}}
     async with _at_work(ctx) as desk:
-        path = f"/customers/{_customer(data)}"
-        await desk.get(path)
-        changes = {key: value for key, value in data.items() if key in {"name", "note"}}
-        customer = await desk.put(path, changes)
-    return {"customer": customer["code"]}
+        customer = await desk.submit(path, "save", changes)
+    return {"customer": customer.text("code")}
 
 
 @app.operation("send-to-verona")
@@ -95,18 +114,19 @@ async def send_to_verona(ctx: JobContext, data: Data) -> Data:
     """Open the order and send it; from then on it cannot be changed."""
     number = _order(data)
     async with _at_work(ctx) as desk:
-        await desk.get(f"/orders/{number}")
-        order = await desk.post(f"/orders/{number}/send", {})
-    return {"order": number, "state": order["state"]}
+        order = await desk.submit(f"/orders/{number}", "send")
+    return {"order": number, "state": order.text("state")}
 
 
 @app.operation("edit-order")
 async def edit_order(ctx: JobContext, data: Data) -> Data:
-    """Open the order and save its new lines or note."""
+    """Open the order and save its new lines or note; what is not named stays as it is."""
     number = _order(data)
+    changes: dict[str, str | list[str]] = {"note": _text(data, "note")} if "note" in data else {}
+    if "lines" in data:
+        changes.update(_lines(data["lines"]))
     async with _at_work(ctx) as desk:
-        await desk.get(f"/orders/{number}")
-        await desk.put(f"/orders/{number}", {key: data[key] for key in ("lines", "note") if key in data})
+        await desk.submit(f"/orders/{number}/edit", "save", changes)
     return {"order": number}
 
 
@@ -115,8 +135,7 @@ async def delete_order(ctx: JobContext, data: Data) -> Data:
     """Open the order and delete it."""
     number = _order(data)
     async with _at_work(ctx) as desk:
-        await desk.get(f"/orders/{number}")
-        await desk.delete(f"/orders/{number}")
+        await desk.submit(f"/orders/{number}", "delete")
     return {"order": number}
 
 
@@ -135,7 +154,7 @@ async def download_invoice_pdf(ctx: JobContext, data: Data) -> Data:
 async def _download(ctx: JobContext, what: str, number: str) -> Data:
     """Return the PDF in the result, as base64: it is a page, well below the 1 MB that a result may have."""
     async with _at_work(ctx) as desk:
-        await desk.get(f"/{what}")
+        await desk.open(f"/{what}")
         await ctx.progress(40, "list read")
         content = await desk.pdf(f"/{what}/{number}.pdf")
     return {"number": number, "bytes": len(content), "pdf": base64.b64encode(content).decode()}
@@ -146,19 +165,18 @@ async def sync_order_articles(ctx: JobContext, data: Data) -> Data:
     """Read the lines of one order."""
     number = _order(data)
     async with _at_work(ctx) as desk:
-        await desk.get(f"/orders/{number}")
+        await desk.open(f"/orders/{number}")
         rows = await _read_all(ctx, desk, f"/orders/{number}/articles")
     return {"order": number, "articles": rows}
 
 
 async def _read_all(ctx: JobContext, desk: Desk, path: str) -> int:
     """Read a list page by page, reporting progress; return the number of its rows."""
-    page, pages, rows = 0, 1, 0
-    while page < pages:
-        page += 1
-        read = await desk.get(path, page)
-        pages, rows = read["pages"], rows + len(read["rows"])
-        await ctx.progress(100 * page // pages, f"page {page} of {pages}")
+    rows = 0
+    async for page in desk.grid(path):
+        rows += len(page.rows)
+        number, pages = page.position
+        await ctx.progress(100 * number // pages, f"page {number} of {pages}")
     return rows
 
 

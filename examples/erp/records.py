@@ -11,10 +11,10 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 Document = dict[str, Any]
-"""One document as JSON."""
+"""One document: the names of its fields and what stands there."""
 
 PAGE = 10
 PRODUCTS: list[Document] = [
@@ -34,25 +34,41 @@ class RefusedError(Exception):
     """The ERP does not do this; the text says why."""
 
 
-def page_of(documents: Sequence[Document], page: int) -> Document:
-    """Return one page of ten of the documents, as JSON; `page` counts from 1."""
+class Line(TypedDict):
+    """One line of an order; `euro` is for the whole quantity."""
+
+    article: str
+    quantity: int
+    euro: int
+
+
+@dataclass(frozen=True)
+class PageOf:
+    """Ten documents of a list; `page` counts from 1."""
+
+    page: int
+    pages: int
+    documents: Sequence[Document]
+
+
+def page_of(documents: Sequence[Document], page: int) -> PageOf:
+    """Return one page of ten of the documents; one behind the last is empty."""
     pages = max(1, -(-len(documents) // PAGE))
-    return {"page": page, "pages": pages, "rows": list(documents[(page - 1) * PAGE : page * PAGE])}
+    return PageOf(page, pages, documents[(page - 1) * PAGE : page * PAGE])
 
 
-def check_lines(lines: object) -> list[Document]:
-    """Return the lines of an order with their prices, or raise RefusedError."""
-    if not isinstance(lines, list) or not lines:
+def priced(lines: Sequence[tuple[str, int]]) -> list[Line]:
+    """Return lines of article and quantity with their prices, or raise RefusedError."""
+    if not lines:
         raise RefusedError("an order needs at least one line")
-    priced: list[Document] = []
-    for line in lines:
-        if not isinstance(line, dict) or line.get("article") not in _EURO:
-            raise RefusedError(f"{line!r} names no article of the list")
-        quantity = line.get("quantity", 1)
-        if not isinstance(quantity, int) or isinstance(quantity, bool) or quantity < 1:
-            raise RefusedError(f"the quantity of {line['article']} must be a whole number from 1")
-        priced.append({"article": line["article"], "quantity": quantity, "euro": _EURO[line["article"]] * quantity})
-    return priced
+    found: list[Line] = []
+    for article, quantity in lines:
+        if article not in _EURO:
+            raise RefusedError(f"{article!r} names no article of the list")
+        if quantity < 1:
+            raise RefusedError(f"the quantity of {article} must be a whole number from 1")
+        found.append({"article": article, "quantity": quantity, "euro": _EURO[article] * quantity})
+    return found
 
 
 @dataclass
@@ -79,9 +95,10 @@ class Books:
         books = cls()
         for number in range(1, 41):
             code = f"C-{number:03}"
-            books.customers[code] = {"code": code, "name": f"Studio {draw.choice('ABCDEFGHILMNOPRSTUVZ')}{number}"}
+            name = f"Studio {draw.choice('ABCDEFGHILMNOPRSTUVZ')}{number}"
+            books.customers[code] = {"code": code, "name": name, "note": ""}
         for number in range(1001, 1051):
-            lines = [{"article": draw.choice(PRODUCTS)["article"], "quantity": draw.randint(1, 5)} for _ in range(3)]
+            lines = priced([(draw.choice(PRODUCTS)["article"], draw.randint(1, 5)) for _ in range(3)])
             books.add_order(number, draw.choice(list(books.customers)), lines)
         for place, order in enumerate(list(books.orders)[:30], start=1):
             books.ddt[f"D-{2000 + place}"] = {"number": f"D-{2000 + place}", "order": order}
@@ -94,13 +111,15 @@ class Books:
             raise MissingError(f"there is no customer {code}")
         return self.customers[code]
 
-    def add_customer(self, name: object) -> Document:
+    def add_customer(self, name: str, note: str = "") -> Document:
         """Create a customer under the next free code, or raise RefusedError."""
-        if not isinstance(name, str) or not name.strip():
-            raise RefusedError("a customer needs a name")
         code = f"C-{len(self.customers) + 1:03}"
-        self.customers[code] = {"code": code, "name": name}
+        self.customers[code] = {"code": code, "name": _named(name), "note": note}
         return self.customers[code]
+
+    def change_customer(self, code: str, name: str, note: str) -> None:
+        """Save a customer, or raise MissingError or RefusedError."""
+        self.customer(code).update(name=_named(name), note=note)
 
     def order(self, number: int) -> Document:
         """Return an order, or raise MissingError."""
@@ -108,21 +127,19 @@ class Books:
             raise MissingError(f"there is no order {number}")
         return self.orders[number]
 
-    def add_order(self, number: object, customer: str, lines: object) -> Document:
+    def add_order(self, number: int | None, customer: str, lines: Sequence[Line], note: str = "") -> Document:
         """Create an order; without a number it gets the next one.
 
         Raises:
             MissingError: the customer does not exist.
-            RefusedError: the number is taken or no number, or a line is wrong.
+            RefusedError: the number is taken.
         """
         if number is None:
             number = max(self.orders, default=0) + 1
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise RefusedError(f"an order's number is a whole number from 1, not {number!r}")
         if number in self.orders:
             raise RefusedError(f"order {number} exists already")
-        self.customer(customer)
-        self.orders[number] = {"number": number, "customer": customer, "state": "open", "lines": check_lines(lines)}
+        order = {"number": number, "customer": self.customer(customer)["code"], "state": "open", "note": note}
+        self.orders[number] = {**order, "lines": list(lines)}
         return self.orders[number]
 
     def open_order(self, number: int) -> Document:
@@ -131,3 +148,9 @@ class Books:
         if order["state"] != "open":
             raise RefusedError(f"order {number} was sent to Verona and can no longer be changed")
         return order
+
+
+def _named(name: str) -> str:
+    if not name:
+        raise RefusedError("a customer needs a name")
+    return name

@@ -29,6 +29,7 @@ FUNCTIONS = (
     "review.v1",
     "pause_agent.v1",
     "history_partitions.v1",
+    "drop_history.v1",
 )
 # Written out here, and not read from the code's catalogue: a migration never reads what later work edits.
 OPERATIONS = """

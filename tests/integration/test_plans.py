@@ -6,6 +6,7 @@ import pytest
 
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.store import workers
+from tests.counts import until_counted
 from tests.hand import hand
 from tests.support import Look, looking
 
@@ -71,15 +72,11 @@ async def test_no_turn_and_no_enqueue_reads_a_whole_table(
         await look.rows("RESET session_replication_role")
         if statistics == "fresh":
             await look.rows("VACUUM ANALYZE")
-        flush = "SELECT pg_stat_force_next_flush()"
-        for session in (look, caller):
-            await session.rows(flush)
-        await worker.connection.execute(flush)
+        sessions = (look.connection, caller.connection, worker.connection)
+        await until_counted(look, sessions)
         before = await look.value(READ)
         await use(12)
         await workers.fence_stale(worker.connection, worker.worker_id)
         await workers.release_fenced(worker.connection, 100, 3)
-        for session in (look, caller):
-            await session.rows(flush)
-        await worker.connection.execute(flush)
+        await until_counted(look, sessions)
         assert await look.value(READ) - before == 0

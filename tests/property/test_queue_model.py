@@ -48,6 +48,8 @@ class Job:
     user: str
     kind: str
     due: bool
+    key: str | None = None
+    retried_from: int | None = None
     state: State = State.QUEUED
     attempt: int = 0
     losses: int = 0
@@ -94,6 +96,7 @@ class QueueModel(RuleBasedStateMachine):
         self.jobs: dict[int, Job] = {}
         self.keys: dict[tuple[str, str], int] = {}
         self.backing_off: set[str] = set()
+        self.paused: set[str] = set()
         self.old: list[tuple[int, Claim]] = []
         self.look = psycopg.connect(self.database, autocommit=True)
         self.outside = psycopg.connect(self.database, autocommit=True)
@@ -188,7 +191,7 @@ class QueueModel(RuleBasedStateMachine):
         if rolled_back:
             return
         if not twin:
-            self.jobs[found] = Job(found, user, kind, due=not delayed)
+            self.jobs[found] = Job(found, user, kind, due=not delayed, key=key)
         if key:
             self.keys[user, key] = found
 
@@ -207,6 +210,104 @@ class QueueModel(RuleBasedStateMachine):
             job.move(Event.CANCEL)
             if self.head(job.user) is None:  # nobody is left to hold back
                 self.backing_off.discard(job.user)
+
+    @rule(
+        wanted=st.lists(
+            st.tuples(
+                st.sampled_from(USERS),
+                st.sampled_from(sorted(KINDS)),
+                st.sampled_from([None, None, "k", "l"]),
+                st.booleans(),
+            ),
+            max_size=5,
+        )
+    )
+    def enqueue_many(self, wanted: list[tuple[str, str, str | None, bool]]) -> None:
+        users, kinds, keys, delays = (list(column) for column in zip(*wanted, strict=True)) if wanted else ([],) * 4
+        ids = self.value(
+            "SELECT archibald.enqueue_many(%s::text[], %s::text[], array_fill('{}'::jsonb, ARRAY[%s]), %s::text[], "
+            "ARRAY (SELECT CASE WHEN d THEN clock_timestamp() + interval '1 h' END "
+            "         FROM unnest(%s::bool[]) WITH ORDINALITY AS i(d, n) ORDER BY n))",
+            users, kinds, len(wanted), keys, delays,
+        )  # fmt: skip
+        assert len(ids) == len(wanted)
+        new = []
+        # they are taken up in this order, which tells which of two equal ones is the duplicate
+        for place in sorted(range(len(wanted)), key=lambda n: (users[n], keys[n] is None, keys[n] or "", n)):
+            user, kind, key, delayed = wanted[place]
+            twin = self.expected_twin(user, kind, key)
+            if twin:
+                assert ids[place] == twin.id
+            else:
+                assert ids[place] not in self.jobs
+                self.jobs[ids[place]] = Job(ids[place], user, kind, due=not delayed, key=key)
+                new.append(place)
+            if key:
+                self.keys[user, key] = ids[place]
+        assert [ids[place] for place in sorted(new)] == sorted(ids[place] for place in new)  # the order given is kept
+
+    # -- people
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        live = [
+            other.id for other in self.jobs.values() if other.retried_from == job.id and other.state not in TERMINAL
+        ]
+        twin = self.expected_twin(job.user, job.kind, job.key)
+        row = self.look.execute("SELECT answer, job FROM archibald.retry_job(%s)", (job.id,)).fetchone()
+        assert row
+        if job.state is State.NEEDS_REVIEW:
+            assert row == ("queued", job.id)
+            job.move(Event.RETRY)
+            job.due = True
+        elif job.state not in {State.FAILED, State.CANCELLED}:
+            assert row == (f"already {job.state}", job.id)
+        elif live:
+            assert row == ("already retried", min(live))
+        elif twin:
+            assert row == ("already retried", twin.id)
+            if job.key:
+                self.keys[job.user, job.key] = twin.id
+        else:
+            answer, again = row
+            assert answer == "enqueued"
+            assert again not in self.jobs
+            self.jobs[again] = Job(again, job.user, job.kind, due=True, key=job.key, retried_from=job.id)
+            if job.key:
+                self.keys[job.user, job.key] = again
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        answer = self.value("SELECT archibald.discard_job(%s)", job.id)
+        if job.state is State.NEEDS_REVIEW:
+            assert answer == "discarded"
+            job.move(Event.DISCARD)
+        else:
+            assert answer == f"already {job.state}"
+
+    @rule(user=st.sampled_from(USERS))
+    def pause(self, user: str) -> None:
+        known = self.known(user)
+        assert self.value("SELECT archibald.pause_agent(%s, 'why')", user) == known
+        if known:
+            self.paused.add(user)
+
+    @rule(user=st.sampled_from(USERS))
+    def resume(self, user: str) -> None:
+        assert self.value("SELECT archibald.resume_agent(%s)", user) == (
+            user in self.paused if self.known(user) else None
+        )
+        self.paused.discard(user)
+
+    def known(self, user: str) -> bool:
+        lives = any(job.user == user and job.state not in TERMINAL for job in self.jobs.values())
+        return lives or bool(self.value("SELECT count(*) FROM archibald.agents WHERE user_id = %s", user))
+
+    # -- other programs
 
     @rule(user=st.sampled_from(USERS))
     def lock(self, user: str) -> None:
@@ -279,6 +380,7 @@ class QueueModel(RuleBasedStateMachine):
             for user in USERS
             if (head := self.head(user))
             and not self.running(user)
+            and user not in self.paused
             and (user not in self.backing_off or user not in self.locked)
         }
         rows = self.turn(worker, [], want)
@@ -426,10 +528,11 @@ class QueueModel(RuleBasedStateMachine):
     @invariant()
     def the_tables_say_what_the_model_says(self) -> None:
         rows = self.look.execute(
-            "SELECT id, state, attempt, losses, requeue_count FROM archibald.all_jobs ORDER BY id"
+            "SELECT id, state, attempt, losses, requeue_count, retried_from FROM archibald.all_jobs ORDER BY id"
         ).fetchall()
         assert rows == [
-            (job.id, job.state, job.attempt, job.losses, job.requeue_count) for _, job in sorted(self.jobs.items())
+            (job.id, job.state, job.attempt, job.losses, job.requeue_count, job.retried_from)
+            for _, job in sorted(self.jobs.items())
         ]
         assert self.value("SELECT count(*) FROM archibald.all_jobs WHERE attempt > max_attempts") == 0
 
@@ -463,6 +566,8 @@ class QueueModel(RuleBasedStateMachine):
         """Everything ends: nothing is lost, and the lanes are left empty."""
         for user in sorted(self.locked):
             self.unlock(user, raw=False)
+        for user in sorted(self.paused):
+            self.resume(user)
         for _ in range(len(self.jobs) + 2):
             self.delays_end()
             self.backoffs_end()

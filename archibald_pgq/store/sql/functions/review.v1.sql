@@ -16,9 +16,7 @@ BEGIN
    WHERE j.id = p_job FOR NO KEY UPDATE OF a;
   SELECT j.state INTO v_state FROM archibald.jobs j WHERE j.id = p_job FOR UPDATE;
   IF v_state = 'needs_review' THEN
-    UPDATE archibald.jobs j
-       SET state = 'queued', due = true, wait_reason = NULL, waiting_since = clock_timestamp(), worker_id = NULL
-     WHERE j.id = p_job;
+    UPDATE archibald.jobs j SET state = 'queued', waiting_since = clock_timestamp(), worker_id = NULL WHERE j.id = p_job;
     IF v_lane.state <> 'running' THEN
       PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);
     END IF;

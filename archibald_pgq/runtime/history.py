@@ -1,0 +1,51 @@
+"""What a worker does for the history: partitions for the days that come, and dropping those of the days that are over.
+
+Guarantees: an error in one does not stop the other. Nothing else waits for it: it has a connection of its own, for as long as it takes,
+because reading a day of millions of jobs must not hold up a takeover. Must not: touch a live job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import psycopg
+
+from archibald_pgq.store import workers
+from archibald_pgq.store.connect import connect
+
+logger = logging.getLogger(__name__)
+
+PARTITION_DAYS = 7
+HOURLY = 3600.0
+AGAIN = 10.0
+"""Seconds until the next attempt when the database could not be reached."""
+
+
+async def keep_history(conninfo: str, retention_days: int) -> None:
+    """Look after the history's partitions at once and then every hour, until cancelled."""
+
+    async def make(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        await workers.make_partitions(connection, PARTITION_DAYS)
+
+    async def drop(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        while dropped := await workers.drop_partitions(connection, retention_days):
+            for name in dropped:
+                logger.info("dropped %s: its last job ended over %d days ago", name, retention_days)
+
+    while True:
+        pause = HOURLY
+        try:
+            async with await connect(conninfo) as connection:
+                for work in (make, drop):
+                    try:
+                        await work(connection)
+                    except psycopg.Error as error:
+                        if connection.closed:
+                            raise
+                        logger.warning("upkeep of the history met an error, the next attempt is in an hour: %s", error)
+        except psycopg.Error as error:
+            logger.warning("upkeep of the history cannot reach the database and tries again: %s", error)
+            pause = AGAIN
+        await asyncio.sleep(pause)
