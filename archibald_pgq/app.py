@@ -183,15 +183,23 @@ class Archibald:
         return await self._ask(reads.job(job_id))
 
     async def jobs(
-        self, *, user_id: str | None = None, state: State | None = None, kind: str | None = None, limit: int = 50
+        self,
+        *,
+        user_id: str | None = None,
+        state: State | None = None,
+        kind: str | None = None,
+        retried_from: int | None = None,
+        limit: int = 50,
     ) -> list[JobRecord]:
         """Return the newest jobs, live and finished, newest first; at most `limit`, which is 1 to 10,000.
 
+        `retried_from` selects the jobs as which this one was run again.
+
         Raises:
-            InvalidJobError: a filter is something that no job can have.
+            InvalidJobError, UnknownJobError: a filter is something that no job can have.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        return await self._ask(reads.jobs(user_id, state, kind, limit))
+        return await self._ask(reads.jobs(user_id, state, kind, retried_from, limit))
 
     async def review(self, *, limit: int = 50) -> list[JobRecord]:
         """Return the jobs that need a person, the oldest first: writes that may or may not have happened.

@@ -73,10 +73,16 @@ class SyncArchibald:
         return self._ask(reads.job(job_id))
 
     def jobs(
-        self, *, user_id: str | None = None, state: State | None = None, kind: str | None = None, limit: int = 50
+        self,
+        *,
+        user_id: str | None = None,
+        state: State | None = None,
+        kind: str | None = None,
+        retried_from: int | None = None,
+        limit: int = 50,
     ) -> list[JobRecord]:
         """Return the newest jobs; see `Archibald.jobs`."""
-        return self._ask(reads.jobs(user_id, state, kind, limit))
+        return self._ask(reads.jobs(user_id, state, kind, retried_from, limit))
 
     def review(self, *, limit: int = 50) -> list[JobRecord]:
         """Return the jobs that need a person; see `Archibald.review`."""
