@@ -179,20 +179,20 @@ BEGIN
       RETURN NEXT;
     END LOOP;
   END IF;
-  -- What is overdue was looked at just now, and somebody holds it: soon, but not in a tight loop. Doubts and pauses are only looked at when
-  -- asked for; a worker whose rest is over asks.
+  -- What was overdue when this turn began was looked at, and somebody holds it: soon, but not in a tight loop. What became overdue since
+  -- then was not: at once. Doubts and pauses are only looked at when asked for; a worker whose rest is over asks.
   IF v_ran < p_want THEN
     v_now := clock_timestamp();
     v_soon := v_now + interval '0.2 s';
     RETURN QUERY
       SELECT 'next', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::integer,
              extract(epoch FROM least(
-               (SELECT CASE WHEN min(j.run_after) <= v_now THEN v_soon ELSE min(j.run_after) END
+               (SELECT CASE WHEN min(j.run_after) <= now() THEN v_soon ELSE min(j.run_after) END
                   FROM archibald.jobs j WHERE j.state = 'queued' AND NOT j.due),
                (SELECT min(a.retry_at) FROM archibald.agents a WHERE a.retry_at > v_now AND a.state = 'ready'),
-               (SELECT CASE WHEN p_look AND min(a.doubt_at) <= v_now THEN v_soon ELSE min(a.doubt_at) END
+               (SELECT CASE WHEN p_look AND min(a.doubt_at) <= now() THEN v_soon ELSE min(a.doubt_at) END
                   FROM archibald.agents a WHERE a.doubt_at IS NOT NULL),
-               (SELECT CASE WHEN p_look AND min(a.paused_until) <= v_now THEN v_soon ELSE min(a.paused_until) END
+               (SELECT CASE WHEN p_look AND min(a.paused_until) <= now() THEN v_soon ELSE min(a.paused_until) END
                   FROM archibald.agents a WHERE a.paused_until IS NOT NULL),
                CASE WHEN EXISTS (SELECT FROM archibald.jobs j WHERE j.wake)
                       OR EXISTS (SELECT FROM archibald.agents a
