@@ -61,7 +61,7 @@ class Registration:
             settings.lease,
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
-            max_syncs=settings.worker_concurrency - settings.reserved_consumers,
+            max_syncs=settings.max_syncs,
         )
         self._maintenance = Maintenance(
             conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
