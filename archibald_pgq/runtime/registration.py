@@ -62,6 +62,7 @@ class Registration:
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
             max_syncs=settings.worker_concurrency - settings.reserved_consumers,
+            looked=lambda: self._maintenance.look_for_requests(),
         )
         self._maintenance = Maintenance(
             conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
@@ -169,7 +170,7 @@ class Registration:
     def _cancel(self, job_ids: list[int]) -> None:
         wanted = set(job_ids)
         for run in self._dispatcher.runs.values():
-            if run.job.job_id in wanted and run.reason is None:
+            if run.job.job_id in wanted and run.reason in {None, Stop.PREEMPT}:
                 run.stop(Stop.CANCEL)
 
     def _preempt(self, requests: list[PreemptRequest]) -> None:
