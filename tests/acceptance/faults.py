@@ -171,7 +171,7 @@ class Scene:
 
     async def enqueue(self, kind: str, user_id: str, do: str = "wait", **data: Any) -> int:
         """Enqueue a job; a handler that waits does so for the gate `open`, if no other is named."""
-        if do in ("wait", "ignore", "report"):
+        if do in ("wait", "ignore", "report", "check in"):
             data.setdefault("gate", "open")
         job = await self.app.enqueue(kind, user_id=user_id, data={"do": do, **data})
         append(self.history, Event(now(), "enqueued", job_id=job.id, user_id=user_id))
