@@ -21,7 +21,7 @@ from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
 from archibald_pgq.handle import Job
 from archibald_pgq.runtime.registry import Handler, declared_policy
 from archibald_pgq.runtime.worker import Worker
-from archibald_pgq.source import Source
+from archibald_pgq.source import Source, forget_after_fork
 from archibald_pgq.store import commands, reads
 from archibald_pgq.store.client import CallerConnection, Client
 from archibald_pgq.store.request import Request
@@ -50,6 +50,7 @@ class Archibald:
         self._client: Client | None = None
         self._declared: set[str] = set()
         self._opening = asyncio.Lock()
+        forget_after_fork(self)
 
     @property
     def database_url(self) -> str | None:
@@ -139,8 +140,8 @@ class Archibald:
             idempotency_key: makes repeated requests of this agent one job while it is live, and for 30 s after its enqueue
                 (ARCHIBALD_DEDUP_WINDOW); not if it failed or was cancelled.
             delay: seconds before which it must not run.
-            connection: a psycopg `AsyncConnection`, or SQLAlchemy `AsyncConnection` or `AsyncSession`: the job is then part of its
-                transaction, and appears with its commit.
+            connection: a psycopg `AsyncConnection`, or SQLAlchemy `AsyncConnection`, `AsyncSession` or `async_scoped_session`: the job is
+                then part of its transaction, and appears with its commit.
 
         Raises:
             InvalidJobError: an argument is not allowed; UnknownKindError: the kind has no policy in the database.
@@ -183,15 +184,23 @@ class Archibald:
         return await self._ask(reads.job(job_id))
 
     async def jobs(
-        self, *, user_id: str | None = None, state: State | None = None, kind: str | None = None, limit: int = 50
+        self,
+        *,
+        user_id: str | None = None,
+        state: State | None = None,
+        kind: str | None = None,
+        retried_from: int | None = None,
+        limit: int = 50,
     ) -> list[JobRecord]:
         """Return the newest jobs, live and finished, newest first; at most `limit`, which is 1 to 10,000.
 
+        `retried_from` selects the jobs as which this one was run again.
+
         Raises:
-            InvalidJobError: a filter is something that no job can have.
+            InvalidJobError, UnknownJobError: a filter is something that no job can have.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        return await self._ask(reads.jobs(user_id, state, kind, limit))
+        return await self._ask(reads.jobs(user_id, state, kind, retried_from, limit))
 
     async def review(self, *, limit: int = 50) -> list[JobRecord]:
         """Return the jobs that need a person, the oldest first: writes that may or may not have happened.
@@ -293,7 +302,7 @@ class Archibald:
     async def _open(self) -> Client:
         async with self._opening:
             if self._client is None:
-                client = Client(await asyncio.to_thread(self._source.dsn))
+                client = Client(await asyncio.to_thread(self._source.dsn, self))
                 try:
                     await client.check()
                 except BaseException:
@@ -314,6 +323,13 @@ class Archibald:
         self._client = None
         self._declared.clear()
         await asyncio.to_thread(self.sync.close)
+        await asyncio.to_thread(self._source.close, self)
+
+    def _forget(self) -> None:
+        """In a forked child: the connections are the parent's; see `Inherited`."""
+        self._client = None
+        self._declared = set()
+        self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Archibald:
         """Use as an async context manager."""

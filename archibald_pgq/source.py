@@ -1,16 +1,42 @@
 """What the asynchronous and the synchronous side of one app share: its operations, its settings, and the database that it looks at.
 
 Owns: the opened database, and with it the hold on the embedded server. Guarantees: it is opened once, at the first use, whichever
-thread comes first. Must not: talk to the database.
+thread comes first, and stays open until the last side has let go of it; a forked child opens its own. Must not: talk to the database.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
+from typing import Protocol
 
 from archibald_pgq import config
 from archibald_pgq.runtime.registry import Registry
 from archibald_pgq.store.target import Target, open_target
+
+
+class Inherited(Protocol):
+    """Something that a forked child gets a copy of, though it belongs to the parent."""
+
+    def _forget(self) -> None:
+        """Be as before the first use; runs in the child, where no other thread is and any lock may be held for ever."""
+
+
+_inheritable: weakref.WeakSet[Inherited] = weakref.WeakSet()
+
+
+def forget_after_fork(one: Inherited) -> None:
+    """Have `one` forget what it opened in every child that is forked from now on, as a server that loads its app first does."""
+    _inheritable.add(one)
+
+
+def _forget_all() -> None:
+    for one in list(_inheritable):
+        one._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 class Source:
@@ -23,6 +49,8 @@ class Source:
         self._settings: config.Settings | None = None
         self._target: Target | None = None
         self._opening = threading.Lock()
+        self._holders: set[object] = set()
+        forget_after_fork(self)
 
     @property
     def settings(self) -> config.Settings:
@@ -39,8 +67,8 @@ class Source:
         """Use an opened database instead of looking for one; before the first use only."""
         self._target = target
 
-    def dsn(self) -> str:
-        """Return the DSN of the database; the first call opens it, which may take a while.
+    def dsn(self, holder: object) -> str:
+        """Return the DSN of the database; the first call opens it, which may take a while. It stays open until `holder` closes it.
 
         Raises:
             ConfigError: the DSN cannot be read; DatabaseError: the embedded server cannot be started.
@@ -48,11 +76,20 @@ class Source:
         with self._opening:
             if self._target is None:
                 self._target = open_target(self.database_url, self.settings)
+            self._holders.add(holder)
             return self._target.dsn
 
-    def close(self) -> None:
-        """Let go of the database; the embedded server stops when nobody else uses it."""
+    def close(self, holder: object) -> None:
+        """Let go of the database unless another one holds it; the embedded server stops when nobody else uses it."""
         with self._opening:
-            if self._target is not None:
+            self._holders.discard(holder)
+            if self._target is not None and not self._holders:
                 self._target.close()
+                self._target = None
+
+    def _forget(self) -> None:
+        """In a forked child: the embedded server is joined anew; see `Inherited`."""
+        self._opening = threading.Lock()
+        self._holders = set()
+        if self._target is not None and self._target.embedded:
             self._target = None

@@ -1,8 +1,8 @@
 """`SyncArchibald`: the queue for synchronous code, reached as `app.sync`.
 
-Owns: the connections of the synchronous side, opened at the first use; threads may share it. Guarantees: a method does what the method
-of the same name of `Archibald` does, with the same arguments and errors, and takes synchronous connections where that takes asynchronous
-ones. Must not: hold SQL, or start a thread or an event loop.
+Owns: the connections of the synchronous side, opened at the first use; threads may share it, and a forked child opens its own.
+Guarantees: a method does what the method of the same name of `Archibald` does, with the same arguments and errors, and takes synchronous
+connections where that takes asynchronous ones. Must not: hold SQL, or start a thread or an event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.states import State
 from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
 from archibald_pgq.handle import SyncJob
-from archibald_pgq.source import Source
+from archibald_pgq.source import Source, forget_after_fork
 from archibald_pgq.store import commands, reads
 from archibald_pgq.store.client import SyncCallerConnection, SyncClient
 from archibald_pgq.store.request import Request
@@ -34,6 +34,7 @@ class SyncArchibald:
         self._client: SyncClient | None = None
         self._declared: set[str] = set()
         self._opening = threading.Lock()
+        forget_after_fork(self)
 
     def enqueue(
         self,
@@ -47,8 +48,8 @@ class SyncArchibald:
     ) -> SyncJob:
         """Enqueue a job; see `Archibald.enqueue`.
 
-        `connection` is a psycopg `Connection`, or SQLAlchemy `Connection` or `Session`: the job is then part of its transaction, and
-        appears with its commit.
+        `connection` is a psycopg `Connection`, or SQLAlchemy `Connection`, `Session` or `scoped_session`: the job is then part of its
+        transaction, and appears with its commit.
         """
         job = NewJob(
             kind,
@@ -73,10 +74,16 @@ class SyncArchibald:
         return self._ask(reads.job(job_id))
 
     def jobs(
-        self, *, user_id: str | None = None, state: State | None = None, kind: str | None = None, limit: int = 50
+        self,
+        *,
+        user_id: str | None = None,
+        state: State | None = None,
+        kind: str | None = None,
+        retried_from: int | None = None,
+        limit: int = 50,
     ) -> list[JobRecord]:
         """Return the newest jobs; see `Archibald.jobs`."""
-        return self._ask(reads.jobs(user_id, state, kind, limit))
+        return self._ask(reads.jobs(user_id, state, kind, retried_from, limit))
 
     def review(self, *, limit: int = 50) -> list[JobRecord]:
         """Return the jobs that need a person; see `Archibald.review`."""
@@ -115,13 +122,19 @@ class SyncArchibald:
         return self._ask(commands.resume(user_id))
 
     def close(self) -> None:
-        """Close the connections; the embedded server stops when nobody else uses it."""
+        """Close the connections of this side; the embedded server stops when nobody else uses it. A further use opens new ones."""
         with self._opening:
             if self._client is not None:
                 self._client.close()
             self._client = None
             self._declared.clear()
-            self._source.close()
+            self._source.close(self)
+
+    def _forget(self) -> None:
+        """In a forked child: the connections are the parent's; see `Inherited`."""
+        self._client = None
+        self._declared = set()
+        self._opening = threading.Lock()
 
     def __enter__(self) -> SyncArchibald:
         """Use as a context manager."""
@@ -142,7 +155,7 @@ class SyncArchibald:
     def _open(self) -> SyncClient:
         with self._opening:
             if self._client is None:
-                client = SyncClient(self._source.dsn())
+                client = SyncClient(self._source.dsn(self))
                 try:
                     client.check()
                 except BaseException:

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-Guarantees: what a user got wrong is one sentence on stderr and exit code 2, never a traceback; nothing is printed to stdout but what was
-asked for. Must not: hold SQL or decisions about jobs.
+Guarantees: what a user got wrong is one sentence on stderr and exit code 2, never a traceback, and what a job's state does not allow is one
+with exit code 1; nothing is printed to stdout but what was asked for. Must not: hold SQL or decisions about jobs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 from archibald_pgq.app import VERSION
-from archibald_pgq.cli import database, jobs
+from archibald_pgq.cli import agents, database, jobs, overview, review
 from archibald_pgq.cli.demo import demo
 from archibald_pgq.cli.run import run
-from archibald_pgq.errors import ArchibaldError
+from archibald_pgq.errors import ArchibaldError, JobStateError
 
+NOT_DONE = 1
 BAD_INPUT = 2
 
 app = typer.Typer(
@@ -51,6 +52,13 @@ app.command()(jobs.enqueue)
 app.command()(jobs.job)
 app.command(name="jobs")(jobs.jobs)
 app.command()(jobs.cancel)
+app.command(name="agents")(agents.agents)
+app.add_typer(agents.agent, name="agent")
+app.command()(overview.stats)
+app.command()(overview.workers)
+app.command(name="review")(review.review)
+app.command()(review.retry)
+app.command()(review.discard)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     database.psql
 )
@@ -66,4 +74,4 @@ def main() -> None:
     except ArchibaldError as error:
         # one line, whatever a message quotes
         sys.stderr.write(f"archibald-pgq: {' '.join(str(error).split())}\n")
-        sys.exit(BAD_INPUT)
+        sys.exit(NOT_DONE if isinstance(error, JobStateError) else BAD_INPUT)

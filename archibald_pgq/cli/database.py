@@ -46,7 +46,7 @@ def migrate() -> None:
 
 
 def psql(context: typer.Context) -> None:
-    """Open psql on the queue's database; arguments go to psql, such as -c "select * from archibald.all_jobs"."""
+    """Open psql on the queue's database; it gets all arguments."""
     settings = config.load()
     program = find_psql()
     if program is None:

@@ -16,7 +16,10 @@ def demo(
     database: Annotated[str | None, typer.Option(help="DSN of an empty database (default: one of its own).")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, progress on stderr.")] = False,
 ) -> None:
-    """Play a day of 60 agents against a slow ERP and check it from outside (about 70 seconds)."""
+    """Play a day of 60 agents against a slow ERP (about 70 seconds).
+
+    What the ERP counted is compared with what the queue says.
+    """
     # Imported here: the ERP's web server and client would cost every other command a tenth of a second.
     from rich.console import Console
 

@@ -1,124 +1,120 @@
-"""How results look: rich tables for people, JSON for pipes."""
+"""How results get out: tables for people, JSON for pipes, one sentence where that is enough.
+
+Owns: stdout, the console, and how a value is shown whatever it holds. Guarantees: what was read from the database is never obeyed by a
+terminal; a reader that stops reading gets no traceback. Must not: know what a job or an agent is.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import typer
+from rich.console import Console, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from archibald_pgq.domain.job import JobRecord
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PIPE_WIDTH = 200
 """Columns of a table that goes into a pipe, where there is no terminal to ask."""
 
-COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "needs_review": "magenta", "cancelled": "dim"}
+PIECE = 4096
+"""Characters that are written at once."""
+
+READER_GONE = 141
+"""Exit code when nobody reads on: what a shell shows for a program that SIGPIPE ended."""
 
 
-def console() -> Console:
-    """Return the console for stdout."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, highlight=False)
+def say(text: str) -> None:
+    """Print a text and a line break."""
+    _write(f"{text}\n")
 
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    sys.stdout.write(json.dumps(value, ensure_ascii=not unicode, indent=2 if sys.stdout.isatty() else None) + "\n")
+    say(json.dumps(value, ensure_ascii=not _unicode(), indent=2 if sys.stdout.isatty() else None))
 
 
-def as_json(record: JobRecord) -> dict[str, Any]:
-    """Return a job with the column names of `archibald.all_jobs` as keys, and times in ISO 8601."""
-    names = {"job_class": "class"}
+def as_json(record: DataclassInstance) -> dict[str, Any]:
+    """Return a record with the names of its columns as keys, and times in ISO 8601."""
+    names = {"job_class": "class"}  # Python reserves the column's own name
     return {
-        names.get(name, name): value.isoformat() if isinstance(value := getattr(record, name), datetime) else value
-        for name in JobRecord.__slots__
+        names.get(field.name, field.name): value.isoformat()
+        if isinstance(value := getattr(record, field.name), datetime)
+        else value
+        for field in fields(record)
     }
 
 
-def _time(value: datetime | None) -> str:
-    if value is None:
-        return ""
+def width() -> int:
+    """Return the number of columns that a table may take."""
+    return _console().width
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables and texts for people; in a pipe without colours, and without blanks that would wrap on a narrow screen."""
+    screen = _console()
+    with screen.capture() as captured:
+        screen.print(*parts, sep="\n")
+    text = captured.get()
+    _write(text if sys.stdout.isatty() else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
+
+
+def show_list(table: Table, records: Sequence[object], limit: int) -> None:
+    """Print a table of records; a person is told if there may be more of them than `limit`."""
+    if sys.stdout.isatty() and len(records) == limit:
+        show(table, Text(f"at most {limit} are shown; --limit changes that", "dim"))
+    else:
+        show(table)
+
+
+def listing() -> Table:
+    """Return an empty table for a list, one record a row; a column with a ratio takes the columns that the others leave."""
+    return Table(box=None, pad_edge=False, header_style="bold", expand=True)
+
+
+def cut() -> OverflowMethod:
+    """Return how a text that is too long is cut: with an ellipsis where the output has a letter for it."""
+    return "ellipsis" if _unicode() else "crop"
+
+
+def plain(value: object, style: str = "") -> Text:
+    """Return a value as it is: no markup, no :emoji:, and what is no letter here made visible, for a terminal would obey it."""
+    encoding = sys.stdout.encoding or "ascii"
+    # before the table is laid out: \xfc takes more columns than one letter
+    text = str(value).encode(encoding, "backslashreplace").decode(encoding)
+    return Text(
+        "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text), style
+    )
+
+
+def in_one_line(value: object, style: str = "") -> Text:
+    """Return a value as `plain` does, its line breaks as blanks."""
+    return plain(str(value).replace("\n", " "), style)
+
+
+def _unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, highlight=False)
+
+
+def _write(text: str) -> None:
     try:
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except (
-        OverflowError,
-        ValueError,
-    ):  # the first or the last date that there is, shifted out of the calendar by this time zone
-        return value.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _state(record: JobRecord) -> Text:
-    text = f"{record.state} ({record.wait_reason})" if record.wait_reason else str(record.state)
-    return Text(text, COLOURS.get(record.state, ""))
-
-
-def plain(value: object) -> Text:
-    """Return a value as it is: no markup, no :emoji:, and control characters made visible, for a terminal would obey them."""
-    return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(value)))
-
-
-def job_table(record: JobRecord) -> Table:
-    """Return one job as a table of names and values."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    rows: list[tuple[str, object]] = [
-        ("job", record.id),
-        ("user_id", record.user_id),
-        ("kind", f"{record.kind} ({record.job_class}, priority {record.priority})"),
-        ("attempts", f"{record.attempt} of {record.max_attempts} spent"),
-        ("requeued", f"{record.requeue_count} times" if record.requeue_count else None),
-        ("workers lost", record.losses or None),
-        ("worker", record.worker_id),
-        ("progress", None if record.progress is None else f"{record.progress} % {record.progress_label or ''}"),
-        ("key", record.idempotency_key),
-        ("created", _time(record.created_at)),
-        ("not before", _time(record.run_after) if record.wait_reason else None),
-        ("started", _time(record.started_at)),
-        ("finished", _time(record.finished_at)),
-        ("retried from", record.retried_from),
-        ("payload", json.dumps(record.payload, ensure_ascii=False)),
-        ("result", None if record.result is None else json.dumps(record.result, ensure_ascii=False)),
-        ("error", record.error),
-    ]
-    for name, value in rows:
-        if value not in (None, ""):
-            table.add_row(name, plain(value))
-        if name == "kind":
-            table.add_row("state", _state(record))
-    return table
-
-
-def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
-    """Return jobs as a table, one a row, for `width` columns."""
-    # expand: the note takes what the others leave; a long user_id is folded
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    table.add_column("id", justify="right", no_wrap=True)
-    table.add_column("user_id", overflow="fold", max_width=max(10, width // 5))
-    table.add_column("kind", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("created", no_wrap=True)
-    table.add_column("note", overflow="ellipsis", no_wrap=True, ratio=1)
-    for record in records:
-        table.add_row(
-            str(record.id),
-            plain(record.user_id),
-            plain(record.kind),
-            _state(record),
-            _time(record.created_at)[5:],
-            plain(_note(record).replace("\n", " ")),
-        )
-    return table
-
-
-def _note(record: JobRecord) -> str:
-    if record.error:
-        return record.error
-    if record.progress is not None and not record.finished:
-        return f"{record.progress} % {record.progress_label or ''}"
-    return f"requeued {record.requeue_count} times" if record.requeue_count else ""
+        # in pieces: an unbuffered stdout (PYTHONUNBUFFERED) gives up a long text without a word when its reader goes
+        for start in range(0, len(text), PIECE):
+            sys.stdout.write(text[start : start + PIECE])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # or the interpreter would try once more at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(READER_GONE) from None

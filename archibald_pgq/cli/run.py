@@ -36,7 +36,10 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run jobs until SIGTERM or Ctrl-C; a second one ends the grace at once."""
+    """Run jobs until SIGTERM or Ctrl-C.
+
+    A second one ends the grace at once.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = config.load()

@@ -35,7 +35,7 @@ class AgentRecord:
         doing: see `Doing`.
         job_id, kind, progress, progress_label, worker_id, since: the job that runs, and since when.
         waiting: its due jobs that are queued; delayed: those not due yet; needs_review: those that need a person.
-        waiting_since: since when the oldest due one has waited.
+        waiting_since: since when the oldest due one has waited; due_at: when the first of those not due will be.
         retry_at: when a job whose agent was locked is tried again.
         paused: whether it is paused; paused_until: until when, None if until somebody resumes it.
         paused_reason: what was said when it was paused.
@@ -53,6 +53,7 @@ class AgentRecord:
     delayed: int
     needs_review: int
     waiting_since: datetime | None
+    due_at: datetime | None
     retry_at: datetime | None
     paused: bool
     paused_until: datetime | None

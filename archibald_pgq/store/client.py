@@ -14,8 +14,8 @@ import psycopg
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Executable, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.engines import async_engine, sync_engine
@@ -25,10 +25,10 @@ from archibald_pgq.store.request import Request, Rows
 
 T = TypeVar("T")
 
-CallerConnection = psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession
+CallerConnection = psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession | async_scoped_session[Any]
 """What a caller of the asynchronous client may pass to be part of its transaction."""
 
-SyncCallerConnection = psycopg.Connection[Any] | Connection | Session
+SyncCallerConnection = psycopg.Connection[Any] | Connection | Session | scoped_session[Any]
 """What a caller of the synchronous client may pass to be part of its transaction."""
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
@@ -89,7 +89,7 @@ class Client:
             async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
                 await cursor.execute(_plain(request), request.params)
                 return await cursor.fetchall()
-        if isinstance(connection, AsyncSession):
+        if isinstance(connection, AsyncSession | async_scoped_session):
             return await self._on_sqlalchemy(request, await connection.connection())
         if isinstance(connection, AsyncConnection):
             return await self._on_sqlalchemy(request, connection)
@@ -151,7 +151,7 @@ class SyncClient:
             with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
                 cursor.execute(_plain(request), request.params)
                 return cursor.fetchall()
-        if isinstance(connection, Session):
+        if isinstance(connection, Session | scoped_session):
             return self._on_sqlalchemy(request, connection.connection())
         if isinstance(connection, Connection):
             return self._on_sqlalchemy(request, connection)

@@ -1,7 +1,13 @@
-"""The clients' pools of connections: autocommit, at most five, checked before each use."""
+"""The clients' pools of connections: autocommit, at most five, checked before each use.
+
+Guarantees: a forked child never shares a socket with its parent. Must not: outlive the client that asked for it.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
+import weakref
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +24,7 @@ FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
 LAST_TIME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
 _URL = "postgresql+psycopg://"
-_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": True, "pool_size": 5}
+_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": True, "pool_size": 5, "max_overflow": 0}
 
 
 class _TimeLoader(TimestamptzLoader):
@@ -30,6 +36,22 @@ class _TimeLoader(TimestamptzLoader):
         except psycopg.DataError:
             past = bytes(data).startswith(b"-") or bytes(data).endswith(b"BC")
             return FIRST_TIME if past else LAST_TIME
+
+
+_opened: weakref.WeakSet[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]] = weakref.WeakSet()
+
+
+def _let_go_all() -> None:
+    """In a forked child: close the parent's connections without a word to the server, which would end them for the parent too."""
+    for connection in list(_opened):
+        if not connection.closed:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:  # libpq says goodbye to this one
+                os.dup2(ours.fileno(), connection.fileno(), inheritable=False)
+                connection.pgconn.finish()
+
+
+os.register_at_fork(after_in_child=_let_go_all)
 
 
 def _conninfo(dsn: str) -> str:
@@ -47,6 +69,7 @@ def async_engine(dsn: str) -> AsyncEngine:
     async def connect() -> psycopg.AsyncConnection[Any]:
         connection = await psycopg.AsyncConnection.connect(conninfo)
         connection.adapters.register_loader("timestamptz", _TimeLoader)
+        _opened.add(connection)
         return connection
 
     return create_async_engine(_URL, async_creator=connect, **_OPTIONS)
@@ -63,6 +86,7 @@ def sync_engine(dsn: str) -> Engine:
     def connect() -> psycopg.Connection[Any]:
         connection = psycopg.connect(conninfo)
         connection.adapters.register_loader("timestamptz", _TimeLoader)
+        _opened.add(connection)
         return connection
 
     return create_engine(_URL, creator=connect, **_OPTIONS)

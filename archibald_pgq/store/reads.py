@@ -45,11 +45,13 @@ def job(job_id: int) -> Request[JobRecord]:
     return Request(select(*_COLUMNS).where(all_jobs.c.id == job_id), {}, read)
 
 
-def jobs(user_id: str | None, state: State | None, kind: str | None, limit: int) -> Request[list[JobRecord]]:
+def jobs(
+    user_id: str | None, state: State | None, kind: str | None, retried_from: int | None, limit: int
+) -> Request[list[JobRecord]]:
     """Read the newest jobs, filtered; at most `limit`.
 
     Raises:
-        InvalidJobError: a filter is something that no job can have.
+        InvalidJobError, UnknownJobError: a filter is something that no job can have.
     """
     query = select(*_COLUMNS).order_by(all_jobs.c.id.desc()).limit(check_limit(limit))
     if user_id is not None:
@@ -58,6 +60,8 @@ def jobs(user_id: str | None, state: State | None, kind: str | None, limit: int)
         query = query.where(all_jobs.c.state == check_state(state))
     if kind is not None:
         query = query.where(all_jobs.c.kind == check_kind(kind))
+    if retried_from is not None:
+        query = query.where(all_jobs.c.retried_from == check_job_id(retried_from))
     return _records(query)
 
 

@@ -60,8 +60,8 @@ workers = Table(
     Column("concurrency", Integer, nullable=False),
     Column("kinds", ARRAY(Text), nullable=False),
     Column("lease_s", Double, nullable=False),
-    Column("max_wait_s", Double, nullable=False),
-    Column("max_preemptions", Integer, nullable=False),
+    Column("max_wait_s", Double, nullable=False, server_default=text("900")),
+    Column("max_preemptions", Integer, nullable=False, server_default=text("5")),
     _time("started_at", required=True),
     _time("beat", required=True),
     _time("fenced_at"),
@@ -204,6 +204,7 @@ job_history = Table(
     _number("preemptions"),
     PrimaryKeyConstraint("id", "created_at", name="job_history_pkey"),
     Index("job_history_of_user", "user_id", "id"),
+    Index("job_history_retried", "retried_from", postgresql_where=text("retried_from IS NOT NULL")),
     postgresql_partition_by="RANGE (created_at)",
 )
 

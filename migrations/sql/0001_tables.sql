@@ -26,8 +26,8 @@ CREATE TABLE archibald.workers (               -- one row per daemon process
   concurrency    integer NOT NULL,
   kinds          text[] NOT NULL,              -- the operations that it has handlers for
   lease_s        double precision NOT NULL,
-  max_wait_s     double precision NOT NULL,    -- a sync that waited longer is no longer overtaken by other agents
-  max_preemptions integer NOT NULL,            -- so often in a row a sync makes room; its next run is left alone
+  max_wait_s     double precision NOT NULL DEFAULT 900,   -- a sync that waited longer is no longer overtaken by other agents
+  max_preemptions  integer NOT NULL DEFAULT 5, -- so often in a row a sync makes room; its next run is left alone
   started_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
   beat           timestamptz NOT NULL DEFAULT clock_timestamp(),
   fenced_at      timestamptz,                  -- its lanes are given to others; its late writes are refused
@@ -179,6 +179,7 @@ CREATE TABLE archibald.job_history (           -- finished jobs; a settle's DELE
   CONSTRAINT job_history_state CHECK (state IN ('completed', 'failed', 'cancelled'))
 ) PARTITION BY RANGE (created_at);             -- by the job's immutable created_at: a key on id alone cannot exist
 CREATE INDEX job_history_of_user ON archibald.job_history (user_id, id);
+CREATE INDEX job_history_retried ON archibald.job_history (retried_from) WHERE retried_from IS NOT NULL;   -- few rows: costs no settle
 CREATE TABLE archibald.job_history_default PARTITION OF archibald.job_history DEFAULT;
 
 CREATE TABLE archibald.schema_revisions (      -- what each migration still serves; `run` reads it

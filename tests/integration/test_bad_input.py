@@ -245,7 +245,13 @@ def test_a_database_that_is_not_there_is_named(unchanged: str) -> None:
 
 def every_command(database: str, folder: Path) -> list[Ended]:
     (folder / "good.py").write_text(GOOD_APP)
-    commands = [["run", "good:app"], ["enqueue", "submit-order", "alice"], ["jobs"], ["job", "1"], ["cancel", "1"]]
+    commands = [
+        ["run", "good:app"],
+        ["enqueue", "submit-order", "alice"],
+        *(["jobs"], ["agents"], ["stats"], ["workers"], ["review"]),
+        *([name, "1"] for name in ("job", "cancel", "retry", "discard")),
+        *(["agent", name, "alice"] for name in ("pause", "resume")),
+    ]
     return together(call(*arguments, database=database, cwd=folder) for arguments in commands)
 
 
@@ -567,16 +573,22 @@ async def test_sql_text_in_every_field_is_inert(database: str, look: Look) -> No
             assert await again.wait(timeout=20) == {"ran": {DROP: DROP}}
             await look.until("SELECT count(*) = 2 FROM archibald.job_history WHERE state = 'completed'")
     assert stage.started == [(DROP, {DROP: DROP})] * 2
-    shown, listed, none, job = together(
+    shown, listed, none, job, paused, agents, resumed = together(
         [
             call("jobs", database=database),
             call("jobs", "--user", DROP, "--json", database=database),
             call("jobs", "--user", DROP.replace("archibald", "other"), "--json", database=database),
             call("job", str(again.id), database=database),
+            call("agent", "pause", DROP, "--reason", DROP, database=database),
+            call("agents", "--json", database=database),
+            call("agent", "resume", DROP, database=database),
         ]
     )
     assert shown.out.count(DROP) == 2
     assert listed.out.count(f'"user_id": "{DROP}"') == 2
     assert none.out == "[]\n"
     assert job.out.count(DROP) == 6
+    assert (paused.code, resumed.code) == (0, 0)
+    assert f'"user_id": "{DROP}"' in agents.out
+    assert f'"paused_reason": "{DROP}"' in agents.out
     assert fingerprint(database).keys() == relations

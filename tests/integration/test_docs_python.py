@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,12 +22,14 @@ def _execute(block: Block, names: dict[str, Any]) -> None:
     exec(compile(block.code, block.name, "exec"), names)  # noqa: S102  # the page's own examples
 
 
-def _examples(names: dict[str, Any]) -> list[Callable[..., Awaitable[None]]]:
-    """The coroutine functions that are no handlers, in the order in which they stand."""
+def _examples(names: dict[str, Any]) -> list[Callable[..., Awaitable[None] | None]]:
+    """The functions that are no handlers, in the order in which they stand."""
     return [
         each
         for each in names.values()
-        if inspect.iscoroutinefunction(each) and "ctx" not in inspect.signature(each).parameters
+        if inspect.isfunction(each)
+        and each.__module__ == names["__name__"]
+        and "ctx" not in inspect.signature(each).parameters
     ]
 
 
@@ -34,14 +37,14 @@ async def test_every_example_of_the_python_page_does_what_it_says(
     database: str, look: Look, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ARCHIBALD_DATABASE_URL", database)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "docs"}
     for block in BLOCKS:
         _execute(block, names)
     elsewhere: dict[str, Any] = {}
     _execute(BLOCKS[0], elsewhere)
     workers_app: Archibald = elsewhere["app"]
     engine = create_async_engine(database.replace("postgresql://", "postgresql+psycopg://"))
-    given = {"dsn": database, "engine": engine}
+    given = {"dsn": database, "engine": engine, "url": engine.url}
     async with workers_app, working(workers_app):
         examples = _examples(names)
         assert [example.__name__ for example in examples] == [
@@ -50,11 +53,24 @@ async def test_every_example_of_the_python_page_does_what_it_says(
             "careful",
             "with_psycopg",
             "with_sqlalchemy",
+            "in_bulk",
+            "synchronously",
+            "with_a_session",
+            "with_a_connection",
         ]
         for example in examples:
-            await example(**{name: given[name] for name in inspect.signature(example).parameters})
+            arguments = {name: given[name] for name in inspect.signature(example).parameters}
+            if inspect.iscoroutinefunction(example):
+                await example(**arguments)
+            else:
+                await asyncio.to_thread(example, **arguments)
         await look.until("SELECT count(*) = 1 FROM archibald.all_jobs WHERE user_id = 'dan' AND state = 'completed'")
+        await look.until("SELECT count(*) = 2 FROM archibald.all_jobs WHERE user_id = 'erin' AND state = 'completed'")
     await engine.dispose()
+    assert await look.rows("SELECT payload FROM archibald.all_jobs WHERE user_id = 'erin' ORDER BY id") == [
+        ({"order": 10},),
+        ({"order": 11},),
+    ]  # order 12 was rolled back
     assert await look.value("SELECT payload FROM archibald.all_jobs WHERE user_id = 'dan'") == {
         "order": 8
     }  # order 9 was rolled back

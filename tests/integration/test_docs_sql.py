@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ QUERIES = blocks("docs/sql.md", "sql")
 
 @pytest.fixture
 async def busy(app: Archibald, look: Look, database: str) -> AsyncIterator[Look]:
-    """A day in one moment: jobs that run, wait for each thing there is to wait for, failed, and need a person."""
+    """A day in one moment: jobs that run, wait for each thing there is to wait for, failed, were retried, and need a person."""
     stage = Stage()
     stage.register(app, "submit-order", "sync-orders")
 
@@ -34,6 +35,10 @@ async def busy(app: Archibald, look: Look, database: str) -> AsyncIterator[Look]
             await look.until_state(first.id, "running")
             await look.until_state(failed.id, "failed")
             await look.until("SELECT wait_reason = 'requeue' FROM archibald.jobs WHERE id = %s", requeued.id)
+            await look.until_state((await app.retry(failed.id)).id, "failed")
+            await app.enqueue("sync-orders", user_id="frank", delay=3600)
+            await app.pause_agent("frank", reason="on holiday")
+            await app.enqueue("submit-order", user_id="frank")
             await app.enqueue("submit-order", user_id="alice", data={"order": 2})
             await app.enqueue("sync-orders", user_id="alice", delay=3600)
             doubtful = await app.enqueue("submit-order", user_id="erin", delay=3600)
@@ -71,6 +76,16 @@ async def test_each_waiting_job_is_told_what_it_waits_for(busy: Look) -> None:
     assert reasons["alice", "sync-orders"].startswith("not due until ")
     assert reasons["carol", "submit-order"].startswith("its agent is locked by somebody else; tried again at ")
     assert reasons["erin", "submit-order"] == "a person must decide"
+    assert reasons["frank", "submit-order"] == "its agent is paused: on holiday"
+
+
+async def test_the_counts_of_the_cookbook_are_those_of_stats(busy: Look, app: Archibald) -> None:
+    (block,) = [block for block in QUERIES if "ROLLUP" in block.code]
+    counted = {record.job_class: dataclasses.astuple(record) for record in await app.stats()}
+    assert set(await _run(busy, block)) == {
+        *(counts for counts in counted.values() if any(counts[1:])),
+        ("total", *(sum(column) for column in zip(*(counts[1:] for counts in counted.values()), strict=True))),
+    }
 
 
 async def test_duplicates_of_the_cookbook_are_one_job(look: Look) -> None:
@@ -111,7 +126,10 @@ async def test_an_enqueue_without_a_notification_is_found(app: Archibald, look: 
         assert [note.payload async for note in ear.connection.notifies(timeout=0)] == []
 
 
-async def test_a_job_in_review_is_put_away_by_cancel_and_its_key_is_free(app: Archibald, look: Look) -> None:
+@pytest.mark.parametrize("put_away", [Archibald.discard, Archibald.cancel])
+async def test_a_job_in_review_holds_nobody_up_and_put_away_its_key_is_free(
+    app: Archibald, look: Look, put_away: Callable[[Archibald, int], Awaitable[object]]
+) -> None:
     """What docs/operations.md tells a person to do with `needs_review`."""
     stage = Stage(hold=False)
     stage.register(app, "submit-order")
@@ -121,7 +139,8 @@ async def test_a_job_in_review_is_put_away_by_cancel_and_its_key_is_free(app: Ar
     async with working(app):
         other = await app.enqueue("submit-order", user_id="alice", data={"n": 2})
         await other.wait(timeout=20)  # it does not hold its agent up
-        assert await app.cancel(job.id) == "cancelled"
+        await put_away(app, job.id)
+        await look.until_state(job.id, "cancelled")
         again = await app.enqueue("submit-order", user_id="alice", data={"n": 1}, idempotency_key="o-1")
         assert again.id != job.id
         assert await again.wait(timeout=20) == {"ran": {"n": 1}}

@@ -11,8 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from archibald_pgq import (
     Archibald,
@@ -69,9 +75,28 @@ async def callers_connection(sort: str, database: str, engine: AsyncEngine) -> A
             async with AsyncSession(engine) as session:
                 await session.execute(text(note))
                 yield session
+        case "AsyncSession, asyncpg":
+            of_asyncpg = create_async_engine(make_url(database).set(drivername="postgresql+asyncpg"))
+            async with AsyncSession(of_asyncpg) as session:
+                await session.execute(text(note))
+                yield session
+            await of_asyncpg.dispose()
+        case "async_scoped_session":
+            scoped = async_scoped_session(async_sessionmaker(engine), asyncio.current_task)
+            await scoped.execute(text(note))
+            yield scoped
+            await scoped.remove()
 
 
-SORTS = ["psycopg", "psycopg, dict rows", "psycopg, raw cursors", "AsyncConnection", "AsyncSession"]
+SORTS = [
+    "psycopg",
+    "psycopg, dict rows",
+    "psycopg, raw cursors",
+    "AsyncConnection",
+    "AsyncSession",
+    "async_scoped_session",
+    "AsyncSession, asyncpg",
+]
 
 
 @pytest.mark.parametrize("sort", SORTS)

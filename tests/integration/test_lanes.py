@@ -267,6 +267,18 @@ async def test_what_is_overdue_and_held_by_somebody_makes_no_tight_loop(look: Lo
         assert (await worker.claim_one()).user_id == "alice"
 
 
+async def test_what_becomes_overdue_during_a_turn_is_looked_at_at_once(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        await look.value(ENQUEUE, "alice", "submit-order")
+        await worker.settle(await worker.claim_one())
+        async with worker.connection.transaction():
+            await worker.connection.execute("SELECT")  # now() is the time of this
+            await look.rows("UPDATE archibald.agents SET doubt_at = clock_timestamp()")
+            turn = await worker.turn(want=1, look=True)
+        assert turn.next_in is not None
+        assert turn.next_in <= 0
+
+
 @pytest.mark.parametrize("when", ["infinity", "-infinity", "10000-01-01"])
 async def test_a_time_that_nobody_can_calculate_with_is_refused(look: Look, database: str, when: str) -> None:
     with pytest.raises(psycopg.DatabaseError, match="run_after must be a time in the years 1 to 9999") as refused:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -33,6 +34,7 @@ KINDS = {  # class, priority, attempts
     "sync-orders": ("sync", 11, 3),
 }
 MAX_LOSSES = 3
+MAX_PREEMPTIONS = 2
 EXAMPLES, STEPS = 80, 30
 TURN = """
 SELECT what, lane, user_id, epoch, job, requeue_count
@@ -54,6 +56,7 @@ class Job:
     attempt: int = 0
     losses: int = 0
     requeue_count: int = 0
+    preemptions: int = 0
     cancel_requested: bool = False
 
     @property
@@ -77,6 +80,8 @@ class Claim:
     lane: int
     epoch: int
     job: Job
+    asked: bool = False
+    """To make room for a write of its agent."""
 
 
 @dataclass
@@ -112,9 +117,9 @@ class QueueModel(RuleBasedStateMachine):
         row = connection.execute(
             "INSERT INTO archibald.workers "
             "(host, pid, version, concurrency, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start) "
-            "SELECT 'here', 1, 'test', 10, %s, 6, 900, 5, pid, backend_start FROM pg_stat_activity "
+            "SELECT 'here', 1, 'test', 10, %s, 6, 900, %s, pid, backend_start FROM pg_stat_activity "
             "WHERE pid = pg_backend_pid() RETURNING id",
-            (list(KINDS),),
+            (list(KINDS), MAX_PREEMPTIONS),
         ).fetchone()
         assert row
         return Worker(row[0], connection)
@@ -306,8 +311,7 @@ class QueueModel(RuleBasedStateMachine):
         self.paused.discard(user)
 
     def known(self, user: str) -> bool:
-        lives = any(job.user == user and job.state not in TERMINAL for job in self.jobs.values())
-        return lives or bool(self.value("SELECT count(*) FROM archibald.agents WHERE user_id = %s", user))
+        return any(job.user == user for job in self.jobs.values())
 
     # -- other programs
 
@@ -357,7 +361,7 @@ class QueueModel(RuleBasedStateMachine):
         )
         self.look.execute("UPDATE archibald.idempotency_keys SET expires_at = now() + interval '1 h'")
         self.backing_off &= self.locked  # a turn ends the backoff of every agent whose lock is free
-        return worker.connection.execute(
+        rows = worker.connection.execute(
             TURN,
             (
                 worker.id,
@@ -372,6 +376,18 @@ class QueueModel(RuleBasedStateMachine):
                 want,
             ),
         ).fetchall()
+        settled = {claim.job.id for claim, _, _ in settlements}
+        for _, claim in self.claims():
+            if claim.job.id not in settled and claim.job.sync and claim.job.preemptions < MAX_PREEMPTIONS:
+                claim.asked = claim.asked or self.write_is_next(claim.job.user)
+        return rows
+
+    def claims(self) -> list[tuple[Worker, Claim]]:
+        return [(worker, claim) for worker in self.workers for claim in worker.claims.values()]
+
+    def write_is_next(self, user: str) -> bool:
+        head = self.head(user)
+        return user not in self.paused and head is not None and KINDS[head.kind][0] == "write"
 
     @rule(n=st.integers(0, 1), want=st.integers(1, 2))
     def claim(self, n: int, want: int) -> None:
@@ -418,9 +434,57 @@ class QueueModel(RuleBasedStateMachine):
         """Nothing to absorb is left by then: without concurrency a sync that goes back absorbs at once."""
         assert [other for other in self.queued(job.user) if other.kind == job.kind] == [job]
 
+    @rule(user=st.sampled_from(USERS), kind=st.sampled_from(["sync-customers", "sync-orders"]), n=st.integers(0, 1))
+    def a_write_comes_while_a_sync_runs(self, user: str, kind: str, n: int) -> None:
+        if not self.queued(user) and not self.running(user):
+            self.enqueue(user, kind, None, delayed=False, plain=False, rolled_back=False)
+            self.do_claim(self.workers[n], 2)
+        self.enqueue(user, "submit-order", None, delayed=False, plain=True, rolled_back=False)
+        self.do_claim(self.workers[1 - n], 1)
+
+    @rule(n=st.integers(0, 1))
+    def look_for_requests(self, n: int) -> None:
+        worker = self.workers[n]
+        found = worker.connection.execute(
+            "SELECT lane, epoch, job, by_job FROM archibald.preempt_requests(%s) ORDER BY lane", (worker.id,)
+        ).fetchall()
+        expected = []
+        for claim in worker.claims.values():
+            claim.asked = claim.asked and self.write_is_next(claim.job.user)
+            if claim.asked:
+                head = self.head(claim.job.user)
+                assert head
+                expected.append((claim.lane, claim.epoch, claim.job.id, head.id))
+        assert found == sorted(expected)
+
+    @rule(n=st.integers(0, 1))
+    def a_sync_does_not_stop(self, n: int) -> None:
+        """30 s pass: the writes that wait are requeued, and requests whose reason is gone are taken back."""
+        self.look.execute("UPDATE archibald.agents SET preempt_at = now() WHERE preempt_at IS NOT NULL")
+        rows = self.turn(self.workers[n], [], 0)
+        expected = []
+        for _, claim in self.claims():
+            claim.asked = claim.asked and self.write_is_next(claim.job.user)
+            if claim.asked:
+                head = self.head(claim.job.user)
+                assert head
+                head.move(Event.REQUEUE)
+                head.requeue_count += 1
+                expected.append((head.id, head.requeue_count))
+        assert sorted((row[4], row[5]) for row in rows if row[0] == "requeued") == sorted(expected)
+
+    @invariant()
+    def those_are_asked_to_make_room_that_the_model_says(self) -> None:
+        rows = self.look.execute(
+            "SELECT id FROM archibald.jobs WHERE preempt_requested_at IS NOT NULL ORDER BY id"
+        ).fetchall()
+        assert rows == [(job_id,) for job_id in sorted(claim.job.id for _, claim in self.claims() if claim.asked)]
+
     @rule(
         n=st.integers(0, 1),
-        event=st.sampled_from([Event.RETRY, Event.GO_BACK, Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.REVIEW]),
+        event=st.sampled_from(
+            [Event.RETRY, Event.GO_BACK, Event.PREEMPT, Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.REVIEW]
+        ),
         delay=st.sampled_from([0.0, 60.0]),
         every=st.booleans(),
         asked_to_stop=st.sampled_from([False, False, True]),
@@ -436,6 +500,7 @@ class QueueModel(RuleBasedStateMachine):
             if asked_to_stop:
                 assert self.value("SELECT archibald.cancel_job(%s)", claim.job.id) == "requested"
                 claim.job.cancel_requested = True
+            event = Event.GO_BACK if event is Event.PREEMPT and not claim.job.sync else event
             last = event is Event.RETRY and claim.job.attempt + 1 >= claim.job.attempts
             items.append((claim, Event.FAIL if last else event, delay))
         rows = self.turn(worker, items, 0) if items else []
@@ -446,12 +511,15 @@ class QueueModel(RuleBasedStateMachine):
             self.old.append((worker.id, claim))
 
     def apply(self, job: Job, event: Event, delay: float) -> None:
-        if job.cancel_requested and event in {Event.RETRY, Event.GO_BACK}:
+        if job.cancel_requested and event in {Event.RETRY, Event.GO_BACK, Event.PREEMPT}:
             event = Event.CANCEL
         job.move(event)
         job.cancel_requested = False
         if event is Event.RETRY:
             job.due = delay == 0
+            job.preemptions = 0
+        if event is Event.PREEMPT:
+            job.preemptions += 1
         if event in {Event.RETRY, Event.COMPLETE, Event.FAIL}:
             job.attempt += 1
         self.absorb_followups(job)
@@ -532,10 +600,10 @@ class QueueModel(RuleBasedStateMachine):
     @invariant()
     def the_tables_say_what_the_model_says(self) -> None:
         rows = self.look.execute(
-            "SELECT id, state, attempt, losses, requeue_count, retried_from FROM archibald.all_jobs ORDER BY id"
+            "SELECT id, state, attempt, losses, requeue_count, retried_from, preemptions FROM archibald.all_jobs ORDER BY id"
         ).fetchall()
         assert rows == [
-            (job.id, job.state, job.attempt, job.losses, job.requeue_count, job.retried_from)
+            (job.id, job.state, job.attempt, job.losses, job.requeue_count, job.retried_from, job.preemptions)
             for _, job in sorted(self.jobs.items())
         ]
         assert self.value("SELECT count(*) FROM archibald.all_jobs WHERE attempt > max_attempts") == 0
@@ -595,6 +663,7 @@ class QueueModel(RuleBasedStateMachine):
         assert self.value("SELECT count(*) FROM archibald.jobs WHERE wake") == 0
 
 
+@pytest.mark.timeout(600)  # it is a slow machine that needs more than a minute
 def test_the_queue_does_what_its_model_does(database: str) -> None:
     QueueModel.database = database
     run_state_machine_as_test(

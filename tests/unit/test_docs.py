@@ -78,7 +78,11 @@ def test_commands_and_their_options_exist(document: Path) -> None:
     commands = get_command(command_line).commands  # type: ignore[attr-defined]
     for command, rest in re.findall(r"\barchibald-pgq ([a-z]+)((?: [^\n`]*)?)", _code(document)):
         assert command in commands, command
-        options = {name for parameter in commands[command].params for name in parameter.opts}
+        found = commands[command]
+        if hasattr(found, "commands"):  # a group, such as `agent`
+            assert rest.split()[0] in found.commands, rest
+            found = found.commands[rest.split()[0]]
+        options = {name for parameter in found.params for name in parameter.opts}
         if command != "psql":
             assert set(re.findall(r"(?<= )--[a-z-]+", rest)) <= options | {"--help"}, rest
 

@@ -13,9 +13,9 @@ BEGIN
   IF until IS NULL OR until NOT BETWEEN '0001-01-02Z' AND '9999-12-30Z' THEN
     RAISE EXCEPTION 'a pause must end at a time in the years 1 to 9999' USING ERRCODE = 'AQ002';
   END IF;
-  -- its first job may have come in while no worker was there to adopt it
+  -- its jobs may have come in, and been cancelled, while no worker was there to adopt it
   IF NOT EXISTS (SELECT FROM archibald.agents WHERE user_id = pause_agent.user_id)
-     AND EXISTS (SELECT FROM archibald.jobs WHERE user_id = pause_agent.user_id) THEN
+     AND EXISTS (SELECT FROM archibald.all_jobs WHERE user_id = pause_agent.user_id) THEN
     INSERT INTO archibald.agents (user_id, lock_key) VALUES (pause_agent.user_id, archibald.lock_key(pause_agent.user_id))
     ON CONFLICT (user_id) DO NOTHING;
   END IF;
@@ -40,7 +40,7 @@ BEGIN
   SELECT id, state, paused_until > clock_timestamp() AS paused INTO v_lane
     FROM archibald.agents WHERE user_id = resume_agent.user_id FOR NO KEY UPDATE;
   IF NOT FOUND THEN
-    RETURN CASE WHEN EXISTS (SELECT FROM archibald.jobs WHERE user_id = resume_agent.user_id) THEN false END;
+    RETURN CASE WHEN EXISTS (SELECT FROM archibald.all_jobs WHERE user_id = resume_agent.user_id) THEN false END;
   END IF;
   UPDATE archibald.agents
      SET paused_until = NULL, paused_reason = NULL,

@@ -50,7 +50,7 @@ BEGIN
     v_asked := v_asked + archibald.ask_for_room(p_lanes);
     UPDATE archibald.agents a
        SET doubts = CASE WHEN d.sure THEN 0 ELSE a.doubts + 1 END,
-           doubt_at = CASE WHEN NOT d.sure THEN clock_timestamp() + interval '50 ms' * power(2, least(a.doubts, 5)) END
+           doubt_at = CASE WHEN NOT d.sure THEN clock_timestamp() + interval '10 ms' * power(2, least(a.doubts, 7)) END
       FROM (SELECT id, archibald.bucket(lock_key) = ANY (v_buckets)
                        -- a write is next and the sync's row is held by a caller: it could not be asked yet
                        AND NOT (paused_until IS NULL AND EXISTS (SELECT FROM archibald.next_write(id))) AS sure

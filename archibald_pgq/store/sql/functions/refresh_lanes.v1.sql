@@ -3,7 +3,8 @@
 -- Callers have locked these lanes (FOR NO KEY UPDATE, in the order of id) and know that nobody runs them (any more).
 -- A lane that looks empty is called idle only under its bucket's exclusive lock and after a second look by a later statement: an
 -- enqueue that saw the lane busy and set no wake may be about to commit. Without the lock the lane is idle *in doubt*, and
--- archibald.look_again() looks again.
+-- archibald.look_again() looks again: after 10 ms, because that enqueue is mostly at its commit and its job waits for this look, and
+-- after twice as long each time up to 1.28 s, because it may also be a caller's long transaction, for any agent of the bucket.
 -- p_sure = false: never take the bucket. It is kept until the commit, and in a caller's long transaction it would stop every enqueue
 -- for one agent in 256.
 CREATE FUNCTION archibald.refresh_lanes(p_lanes bigint[], p_sure boolean DEFAULT true) RETURNS void
@@ -28,7 +29,7 @@ BEGIN
   v_empty := archibald.hint_lanes(v_empty, true);
   UPDATE archibald.agents a
      SET doubts = CASE WHEN d.sure THEN 0 ELSE a.doubts + 1 END,
-         doubt_at = CASE WHEN NOT d.sure THEN clock_timestamp() + interval '50 ms' * power(2, least(a.doubts, 5)) END
+         doubt_at = CASE WHEN NOT d.sure THEN clock_timestamp() + interval '10 ms' * power(2, least(a.doubts, 7)) END
     FROM (SELECT id, archibald.bucket(lock_key) = ANY (v_buckets) AS sure FROM archibald.agents WHERE id = ANY (v_empty)) AS d
    WHERE a.id = d.id AND NOT (d.sure AND a.doubts = 0);
 END $$;

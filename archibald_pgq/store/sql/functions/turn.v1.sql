@@ -128,7 +128,7 @@ BEGIN
          SET state = 'running', worker_id = p_worker, epoch = a.epoch + 1, turn_job_ids = ARRAY[item.job], since = clock_timestamp(),
              ready_at = NULL, retry_at = NULL, doubts = 0,
              -- a write that saw the lane before, and set no wake because there was nothing to preempt, may be about to commit
-             preemptable = item.yields, doubt_at = CASE WHEN item.yields THEN clock_timestamp() + interval '50 ms' END
+             preemptable = item.yields, doubt_at = CASE WHEN item.yields THEN clock_timestamp() + interval '10 ms' END
         FROM item WHERE a.id = item.lane
       RETURNING a.id, a.epoch
     ), started AS (
@@ -216,22 +216,22 @@ BEGIN
       RETURN NEXT;
     END LOOP;
   END IF;
-  -- What is overdue was looked at just now, and somebody holds it: soon, but not in a tight loop. Doubts and pauses are only looked at when
-  -- asked for; a worker whose rest is over asks.
+  -- What was overdue when this turn began was looked at, and somebody holds it: soon, but not in a tight loop. What became overdue since
+  -- then was not: at once. Doubts and pauses are only looked at when asked for; a worker whose rest is over asks.
   IF v_ran < p_want OR p_want = 0 AND p_look THEN
     v_now := clock_timestamp();
     v_soon := v_now + interval '0.2 s';
     RETURN QUERY
       SELECT 'next', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb, NULL::integer,
              extract(epoch FROM least(
-               (SELECT CASE WHEN min(j.run_after) <= v_now THEN v_soon ELSE min(j.run_after) END
+               (SELECT CASE WHEN min(j.run_after) <= now() THEN v_soon ELSE min(j.run_after) END
                   FROM archibald.jobs j WHERE j.state = 'queued' AND NOT j.due),
                (SELECT min(a.retry_at) FROM archibald.agents a WHERE a.retry_at > v_now AND a.state = 'ready'),
-               (SELECT CASE WHEN p_look AND min(a.doubt_at) <= v_now THEN v_soon ELSE min(a.doubt_at) END
+               (SELECT CASE WHEN p_look AND min(a.doubt_at) <= now() THEN v_soon ELSE min(a.doubt_at) END
                   FROM archibald.agents a WHERE a.doubt_at IS NOT NULL),
-               (SELECT CASE WHEN p_look AND min(a.paused_until) <= v_now THEN v_soon ELSE min(a.paused_until) END
+               (SELECT CASE WHEN p_look AND min(a.paused_until) <= now() THEN v_soon ELSE min(a.paused_until) END
                   FROM archibald.agents a WHERE a.paused_until IS NOT NULL),
-               (SELECT CASE WHEN p_look AND min(a.preempt_at) <= v_now THEN v_soon ELSE min(a.preempt_at) END
+               (SELECT CASE WHEN p_look AND min(a.preempt_at) <= now() THEN v_soon ELSE min(a.preempt_at) END
                   FROM archibald.agents a WHERE a.preempt_at IS NOT NULL),
                CASE WHEN EXISTS (SELECT FROM archibald.jobs j WHERE j.wake)
                       OR EXISTS (SELECT FROM archibald.agents a
