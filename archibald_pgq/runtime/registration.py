@@ -54,6 +54,9 @@ class Registration:
         self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
         self._conninfo, self._registry, self._client, self._settings = conninfo, registry, client, settings
         self._loop = asyncio.get_running_loop()
+        self._maintenance = Maintenance(
+            conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
+        )
         self._dispatcher = Dispatcher(
             conninfo,
             connection,
@@ -62,10 +65,7 @@ class Registration:
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
             max_syncs=settings.worker_concurrency - settings.reserved_consumers,
-            looked=lambda: self._maintenance.look_for_requests(),
-        )
-        self._maintenance = Maintenance(
-            conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
+            looked=self._maintenance.look_for_requests,
         )
 
     async def serve(self, stop: asyncio.Event, hurry: asyncio.Event) -> int:

@@ -16,8 +16,8 @@ import pytest
 from tests.acceptance.faults import Scene, backends, scene, until
 
 TWO: dict[str, Any] = {"WORKER_CONCURRENCY": 2, "ARCHIBALD_RESERVED_CONSUMERS": 0}
-AT_ONCE = {"ARCHIBALD_PREEMPT_GRACE": 0.1}
-NEVER = {"ARCHIBALD_PREEMPT_GRACE": 3600}
+AT_ONCE: dict[str, Any] = {"ARCHIBALD_PREEMPT_GRACE": 0.1}
+NEVER: dict[str, Any] = {"ARCHIBALD_PREEMPT_GRACE": 3600}
 """Only a sync that checks in makes room."""
 LEASE = 2.0
 AGENTS = ("alice", "bob", "carol", "dave")
@@ -148,7 +148,12 @@ async def test_when_the_worker_that_was_asked_to_make_room_is_killed_the_write_r
 async def test_waves_of_writes_over_running_syncs_lose_nothing_though_listeners_end_and_a_worker_is_killed(
     stage: Scene,
 ) -> None:
-    settings = {"WORKER_CONCURRENCY": 3, "ARCHIBALD_RESERVED_CONSUMERS": 1, "ARCHIBALD_LEASE": LEASE, **NEVER}
+    settings: dict[str, Any] = {
+        "WORKER_CONCURRENCY": 3,
+        "ARCHIBALD_RESERVED_CONSUMERS": 1,
+        "ARCHIBALD_LEASE": LEASE,
+        **NEVER,
+    }
     lost = await stage.start("a", **settings)
     await stage.start("b", **settings)
     syncs = {user: await stage.enqueue("fault-sync", user, "check in") for user in AGENTS}

@@ -1,295 +1,45 @@
-"""How soon a write starts though syncs run, and how fair agents are to each other: `python -m tests.bench.preemption [--json]`.
+"""How soon a write starts though syncs run, and how fair agents are to each other.
 
 Real `archibald-pgq run` processes on an embedded Postgres of the bench's own. Prints a table, and ends with 1 where a bound was missed.
-Times are from the moment before the enqueue to the first line of the handler. Other load on the machine distorts them; it is printed.
+Other load on the machine distorts the figures; it is printed beside them.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
-from archibald_pgq import NewJob
-from archibald_pgq.store import migrations
-from tests import servers
-from tests.acceptance.faults import Scene, backends, scene, until
-from tests.acceptance.history import Event, append, now, read
-from tests.bench.preemption_app import FINISH, PAGE
-
-APP = "tests.bench.preemption_app:app"
-GRACE = 5.0
-HEARTBEAT = 1.0
-LONG = 60.0
-"""Seconds that a sync takes."""
-
-HOT_JOBS = 200_000
-LIGHT_AGENTS, LIGHT_JOBS = 59, 5
-TEMPLATE = "migrated"
+from tests.bench.preemption_scenes import SCENARIOS, Row, run
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: what was promised, and what came of it."""
-
-    scenario: str
-    bound: str
-    measured: str
-    kept: bool
-
-
-def within(scenario: str, bound: float, values: list[float]) -> Row:
-    """Compare seconds with a bound."""
-    measured = f"{statistics.median(values):.2f} / {max(values):.2f} s ({len(values)} rounds)"
-    return Row(scenario, f"{bound:g} s", measured, max(values) <= bound)
-
-
-class Bench:
-    """A server, and a fresh database with its workers for each scenario."""
-
-    def __init__(self, server: servers.Server) -> None:
-        self._server, self._count = server, 0
-        migrations.upgrade(server.create_database(TEMPLATE))
-
-    @asynccontextmanager
-    async def stage(self, **workers: dict[str, Any]) -> AsyncIterator[Scene]:
-        """Start these workers, by name, with these settings."""
-        self._count += 1
-        async with scene(self._server.create_database(f"bench_{self._count}", TEMPLATE)) as made:
-            await asyncio.gather(*(made.start(name, of=APP, **settings) for name, settings in workers.items()))
-            yield made
-
-
-async def enqueue(stage: Scene, kind: str, user_id: str, **data: Any) -> int:
-    """Enqueue a job; the history also gets the time before."""
-    before = now()
-    job = (await stage.app.enqueue(kind, user_id=user_id, data=data)).id
-    append(stage.history, Event(now(), "enqueued", job_id=job, user_id=user_id))
-    append(stage.history, Event(before, "asked", job_id=job, user_id=user_id))
-    return job
-
-
-def first(stage: Scene, what: str, job: int) -> float:
-    """When this happened to a job for the first time."""
-    return stage.events(what, job)[0].at
-
-
-async def delay(stage: Scene, user_id: str) -> float:
-    """Enqueue a write and return the seconds until it starts; it has ended when this returns."""
-    job = await enqueue(stage, "bench-write", user_id)
-    await until(lambda: stage.events("end", job))
-    return first(stage, "start", job) - first(stage, "asked", job)
-
-
-async def run_syncs(stage: Scene, count: int, do: str) -> dict[str, int]:
-    """Let that many agents' syncs run."""
-    syncs = {f"agent-{n}": await enqueue(stage, "bench-sync", f"agent-{n}", do=do, seconds=LONG) for n in range(count)}
-    await until(lambda: sum(event.what == "saved" for event in read(stage.history)) == count)
-    return syncs
-
-
-def end_listeners(stage: Scene) -> None:
-    """Terminate the backends that hear notifications."""
-    pids = backends(stage.database, "^LISTEN")
-    assert pids, "no listener was found"
-    for pid in pids:
-        os.kill(pid, 15)
-
-
-async def check(stage: Scene) -> None:
-    """Let all syncs end, stop the workers, and look whether two handlers of one agent ever ran at once."""
-    stage.open(FINISH)
-    await stage.until_ended()
-    await stage.stop_all()
-    await stage.check()
-
-
-# -- a write and the sync of its agent
-
-NO_RESERVE = {"ARCHIBALD_RESERVED_CONSUMERS": 0, "ARCHIBALD_PREEMPT_GRACE": GRACE}
-WORKERS = 2
-CONSUMERS = 10
-
-
-async def preempting(bench: Bench, do: str, rounds: int, bound: float, how: str) -> AsyncIterator[Row]:
-    """All consumers of two processes run syncs; writes come for some of these agents, one after the other."""
-    settings = NO_RESERVE | ({"BENCH_DEAF": "1"} if how == "deaf" else {})
-    async with bench.stage(one=settings, two=settings) as stage:
-        syncs = await run_syncs(stage, WORKERS * CONSUMERS, do)
-        victims = list(syncs)[:: WORKERS * CONSUMERS // rounds][:rounds]
-        others = {user: await enqueue(stage, "bench-other-sync", user, do=do, seconds=0) for user in victims}
-        found = []
-        for user in victims:
-            if how == "listeners end":
-                end_listeners(stage)
-            found.append(await delay(stage, user))
-            await until(lambda user=user: len(stage.events("start", syncs[user])) == 2)  # type: ignore[misc]
-        words = {"": "", "deaf": ", no notification heard", "listeners end": ", listeners terminated before"}[how]
-        yield within(f"20 of 20 consumers run syncs, {do}{words}: write of such an agent", bound, found)
-        await check(stage)
-        kept = [await resumed(stage, syncs[user], others[user]) for user in victims]
-        yield Row(
-            f"… its sync goes on with its state, attempt 1, the other sync last{words}",
-            "all",
-            f"{sum(kept)} of {len(kept)}",
-            all(kept),
-        )
-
-
-async def resumed(stage: Scene, sync: int, other: int) -> bool:
-    """The sync completed in its second run, found its state, spent no attempt; the write waited for no other sync of the agent."""
-    (ended,) = await stage.look.rows(
-        "SELECT s.state, s.attempt, s.preemptions, w.started_at < o.started_at AND s.preempted_by = w.id "
-        "FROM archibald.all_jobs s JOIN archibald.all_jobs w ON w.user_id = s.user_id AND w.class = 'write' "
-        "JOIN archibald.all_jobs o ON o.id = %s WHERE s.id = %s",
-        other,
-        sync,
-    )
-    states = [json.loads(event.how) for event in stage.events("found", sync)]
-    return ended == ("completed", 1, 1, True) and states == [PAGE]
-
-
-async def reserve(bench: Bench) -> AsyncIterator[Row]:
-    """Eight syncs run, more wait, and two consumers are kept: writes of idle agents."""
-    async with bench.stage(one={}) as stage:
-        await run_syncs(stage, 8, "awaits")
-        await asyncio.gather(
-            *(enqueue(stage, "bench-sync", f"waits-{n}", do="awaits", seconds=LONG) for n in range(12))
-        )
-        found = [await delay(stage, f"idle-{n}") for n in range(10)]
-        yield within("8 of 10 consumers run syncs and 12 more wait: write of an idle agent", 0.5, found)
-        found = []
-        for n in range(3):
-            end_listeners(stage)
-            found.append(await delay(stage, f"idle-{n}"))
-        yield within("… listener terminated before", 0.5 + HEARTBEAT, found)
-        await check(stage)
-
-
-async def stubborn(bench: Bench) -> AsyncIterator[Row]:
-    """A sync that ignores its cancellation for a minute."""
-    async with bench.stage(one=NO_RESERVE | {"WORKER_CONCURRENCY": 1}, two=NO_RESERVE) as stage:
-        (sync,) = (await run_syncs(stage, 1, "ignores")).values()
-        write = await enqueue(stage, "bench-write", "agent-0")
-        asked = first(stage, "asked", write)
-        counts: list[tuple[int, float]] = []
-        while not stage.events("end", write):
-            (count,) = await stage.look.job(write, "requeue_count")
-            if count > len(counts):
-                counts.append((count, now() - asked))
-            await asyncio.sleep(0.02)
-        measured = ", ".join(f"{count} at {at:.1f} s" for count, at in counts)
-        kept = [count for count, _ in counts] == [1, 2, 3, 4] and all(
-            abs(at - wanted) <= 1 for (_, at), wanted in zip(counts, (30, 32, 36, 44), strict=True)
-        )
-        yield Row(
-            "a sync ignores its cancellation for 60 s: requeues of the write",
-            "1, 2, 3, 4 at 30, 32, 36, 44 s",
-            measured,
-            kept,
-        )
-        yield within("… write after the sync's end", 0.5, [first(stage, "start", write) - first(stage, "end", sync)])
-        await check(stage)
-        yield Row("… handlers of that agent at once", "1", "1", kept=True)  # else `check` has raised
-
-
-# -- between agents
-
-
-async def second(bench: Bench) -> AsyncIterator[Row]:
-    """One consumer; an agent with 1,000 writes, and then one with a single write."""
-    async with bench.stage(none={"WORKER_CONCURRENCY": 1}) as stage:
-        await stage.stop_all()  # it has declared the kinds
-        await stage.app.enqueue_many([NewJob("bench-write", user_id="hot")] * 1000)
-        light = (await stage.app.enqueue("bench-write", user_id="light")).id
-        await stage.start("one", of=APP, WORKER_CONCURRENCY=1)
-        await until(lambda: stage.events("start", light))
-        order = [event.job_id for event in read(stage.history) if event.what == "start"]
-        place = order.index(light) + 1
-        yield Row("1 consumer, 1,000 writes of one agent, then 1 of another: its place", "2", str(place), place == 2)
-
-
-async def drain(bench: Bench, hot_jobs: int, seconds: float) -> float:
-    """Seconds in which the light agents' jobs are done, with that many jobs of a hot agent enqueued right before."""
-    light = [NewJob("bench-write", user_id=f"light-{n}", data={"seconds": seconds}) for n in range(LIGHT_AGENTS)]
-    async with bench.stage(one={}) as stage:
-        if hot_jobs:
-            await stage.look.rows(
-                "INSERT INTO archibald.jobs (user_id, kind, payload) "
-                "SELECT 'hot', 'bench-write', jsonb_build_object('seconds', %s::float) FROM generate_series(1, %s)",
-                seconds,
-                hot_jobs,
-            )
-        before = now()
-        await stage.app.enqueue_many(light * LIGHT_JOBS)
-        await stage.look.until("SELECT NOT EXISTS (SELECT FROM archibald.jobs WHERE user_id LIKE 'light%%')")
-        return max(event.at for event in read(stage.history) if event.what == "end" and event.user_id != "hot") - before
-
-
-async def hot(bench: Bench) -> AsyncIterator[Row]:
-    """The same light jobs with and without the hot agent."""
-    for seconds in (0.05, 0.0):
-        without = statistics.median([await drain(bench, 0, seconds) for _ in range(3)])
-        beside = [await drain(bench, HOT_JOBS, seconds) for _ in range(2)]
-        ratio = statistics.median(beside) / without
-        yield Row(
-            f"59 agents × 5 jobs of {seconds * 1000:g} ms, beside and without 200,000 of one agent",
-            "ratio 1.2",
-            f"{ratio:.2f} ({', '.join(f'{value:.2f}' for value in beside)} / {without:.2f} s)",
-            ratio <= 1.2,
-        )
-
-
-# -- the program
-
-
-async def _run(show: Callable[[Row], None], wanted: list[str]) -> None:
-    with servers.start("embedded") as server:
-        bench = Bench(server)
-        scenarios: dict[str, Callable[[], AsyncIterator[Row]]] = {
-            "checks": lambda: preempting(bench, "checks", 10, 1.0, ""),
-            "checks-listeners": lambda: preempting(bench, "checks", 10, 1.0 + HEARTBEAT, "listeners end"),
-            "checks-deaf": lambda: preempting(bench, "checks", 10, 1.0 + HEARTBEAT, "deaf"),
-            "awaits": lambda: preempting(bench, "awaits", 3, GRACE + 1, ""),
-            "awaits-listeners": lambda: preempting(bench, "awaits", 3, GRACE + 1 + HEARTBEAT, "listeners end"),
-            "reserve": lambda: reserve(bench),
-            "second": lambda: second(bench),
-            "hot": lambda: hot(bench),
-            "stubborn": lambda: stubborn(bench),
-        }
-        for name, scenario in scenarios.items():
-            if not wanted or name in wanted:
-                async for row in scenario():
-                    show(row)
+def table(rows: list[Row], load: list[float]) -> str:
+    """Return the rows as a table for a terminal."""
+    head = Row("scenario", "bound", "measured (p50 / max)", kept=True)
+    widths = [max(len(getattr(row, name)) for row in [head, *rows]) for name in ("scenario", "bound")]
+    lines = [
+        f"{row.scenario:<{widths[0]}} | {row.bound:<{widths[1]}} | {row.measured}{'' if row.kept else '  MISSED'}"
+        for row in [head, *rows]
+    ]
+    return "\n".join([*lines, f"load of the machine before and after (1 min): {load[0]:.1f}, {load[1]:.1f}"])
 
 
 def main() -> int:
-    """Run all scenarios, or those that are named."""
-    arguments = sys.argv[1:]
-    as_json = "--json" in arguments
-    rows: list[Row] = []
-
-    def show(row: Row) -> None:
-        rows.append(row)
-        if not as_json:
-            print(f"{row.scenario} | {row.bound} | {row.measured}{'' if row.kept else ' | MISSED'}", flush=True)
-
-    began = time.monotonic()
-    asyncio.run(_run(show, [argument for argument in arguments if argument != "--json"]))
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    if as_json:
-        print(
-            json.dumps({"load": os.getloadavg(), "rows": [asdict(row) for row in rows]}, ensure_ascii=False, indent=2)
-        )
-    else:
-        print(f"{time.monotonic() - began:.0f} s; load {load}")
+    """Parse the command line, measure, print; 1 where a bound was missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.preemption", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help=f"only some of: {'; '.join(SCENARIOS)}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    chosen = parser.parse_args()
+    load = [os.getloadavg()[0]]
+    rows = asyncio.run(run(chosen.only))
+    load.append(os.getloadavg()[0])
+    found = {"load": load, "rows": [asdict(row) for row in rows]}
+    print(json.dumps(found, ensure_ascii=False, indent=1) if chosen.json else table(rows, load))  # noqa: T201
     return 0 if all(row.kept for row in rows) else 1
 
 

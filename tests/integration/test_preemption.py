@@ -553,7 +553,7 @@ async def test_a_sync_whose_request_was_taken_back_goes_on_and_may_still_stop_wi
         while not ctx.cancelled:  # noqa: ASYNC110  # as a handler checks in
             await asyncio.sleep(0)
         asked.set()
-        while ctx.cancelled:  # noqa: ASYNC110  # as one that tidies up, and takes its time
+        while contexts[0].cancelled:  # noqa: ASYNC110  # as one that tidies up, and takes its time
             await asyncio.sleep(0)
         if stops:
             raise asyncio.CancelledError
