@@ -85,9 +85,11 @@ async def delay(stage: Scene, user_id: str) -> float:
     return first(stage, "start", job) - first(stage, "asked", job)
 
 
-async def run_syncs(stage: Scene, count: int, do: str) -> dict[str, int]:
+async def run_syncs(stage: Scene, count: int, do: str, seconds: float = LONG) -> dict[str, int]:
     """Let that many agents' syncs run."""
-    syncs = {f"agent-{n}": await enqueue(stage, "bench-sync", f"agent-{n}", do=do, seconds=LONG) for n in range(count)}
+    syncs = {
+        f"agent-{n}": await enqueue(stage, "bench-sync", f"agent-{n}", do=do, seconds=seconds) for n in range(count)
+    }
     await until(lambda: sum(event.what == "saved" for event in read(stage.history)) == count)
     return syncs
 
@@ -176,9 +178,10 @@ async def reserve(bench: Bench) -> AsyncIterator[Row]:
 
 
 async def stubborn(bench: Bench) -> AsyncIterator[Row]:
-    """A sync that ignores its cancellation for a minute."""
-    async with bench.stage(one=NO_RESERVE | {"WORKER_CONCURRENCY": 1}, two=NO_RESERVE) as stage:
-        (sync,) = (await run_syncs(stage, 1, "ignores")).values()
+    """A sync that ignores its cancellation for a minute, and no consumer of either process is free."""
+    busy = NO_RESERVE | {"WORKER_CONCURRENCY": 1}
+    async with bench.stage(one=busy, two=busy) as stage:
+        sync = (await run_syncs(stage, 2, "ignores", LONG - 0.5))["agent-0"]  # the fifth requeue would be at 60 s
         write = await enqueue(stage, "bench-write", "agent-0")
         asked = first(stage, "asked", write)
         counts: list[tuple[int, float]] = []
