@@ -57,16 +57,18 @@ class Dispatcher:
         *,
         in_contact: Callable[[], bool],
         max_syncs: int,
+        looked: Callable[[], None],
     ) -> None:
         """Take over `connection`, on which the worker was registered.
 
-        `in_contact` says whether handlers may be started at all; `max_syncs` is how many syncs may run at once.
+        `in_contact` says whether handlers may be started at all; `max_syncs` is how many syncs may run at once;
+        `looked` is called after a turn that may have asked a sync of ours to make room.
         """
         self.worker_id = worker_id
         self.runs: dict[Owner, Run] = {}
         """What this worker owns and has not settled yet."""
         self._conninfo, self._connection, self._lease, self._make_run = conninfo, connection, lease, make_run
-        self._in_contact, self._max_syncs = in_contact, max_syncs
+        self._in_contact, self._max_syncs, self._report_look = in_contact, max_syncs, looked
         self._aged = 0.0
         """Places that syncs which waited too long may take before all others: a quarter of one for each job claimed."""
         self._wishes: deque[asyncio.Future[Run]] = deque()
@@ -167,6 +169,8 @@ class Dispatcher:
             return await self._after_failure(error)
         if look:
             self._looked = time.monotonic()
+            if self._running_syncs():
+                self._report_look()  # and not only by a notification: where none arrives, a write waits for one poll and no longer
         self._aged = min(self._aged - (want.aged if turn.claimed else 0) + len(turn.claimed) / 4, LARGEST_AGED)
         self._apply(turn)
         if self._untaken:

@@ -177,9 +177,10 @@ class Run:
             return _completed(task.result())
         if self.reason is Stop.CANCEL:
             return Outcome.cancelled(self.reason)
-        if self.reason is Stop.PREEMPT:
+        # Asked once, also if that was taken back since: the handler may have seen it before.
+        if self.reason is Stop.PREEMPT or (self.reason is None and self._by):
             if not self._forced and not task.cancelled():
-                return self._after_error(_error_of(task))  # it was asked, and failed by itself
+                return self._after_error(_error_of(task))  # it failed by itself
             logger.info(
                 "JOB_PREEMPTED: %s (job %d) of %s makes room for %s",
                 self.job.kind,

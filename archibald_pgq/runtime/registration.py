@@ -54,6 +54,9 @@ class Registration:
         self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
         self._conninfo, self._registry, self._client, self._settings = conninfo, registry, client, settings
         self._loop = asyncio.get_running_loop()
+        self._maintenance = Maintenance(
+            conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
+        )
         self._dispatcher = Dispatcher(
             conninfo,
             connection,
@@ -62,9 +65,7 @@ class Registration:
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
             max_syncs=settings.max_syncs,
-        )
-        self._maintenance = Maintenance(
-            conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
+            looked=lambda: self._maintenance.look_for_requests(),
         )
 
     async def serve(self, stop: asyncio.Event, hurry: asyncio.Event) -> int:
@@ -169,7 +170,7 @@ class Registration:
     def _cancel(self, job_ids: list[int]) -> None:
         wanted = set(job_ids)
         for run in self._dispatcher.runs.values():
-            if run.job.job_id in wanted and run.reason is None:
+            if run.job.job_id in wanted and run.reason in {None, Stop.PREEMPT}:
                 run.stop(Stop.CANCEL)
 
     def _preempt(self, requests: list[PreemptRequest]) -> None:

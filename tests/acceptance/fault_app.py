@@ -51,6 +51,8 @@ async def _act(ctx: JobContext, data: dict[str, Any]) -> None:
             await _reporting(ctx, name)
         case {"do": "wait", "gate": str(name)}:
             await gate(name)
+        case {"do": "check in", "gate": str(name)}:
+            await _checking_in(ctx, name)
         case {"do": "short", "seconds": float(seconds)}:
             await asyncio.sleep(seconds)
         case {"do": "block", "seconds": float(seconds)}:
@@ -73,6 +75,17 @@ async def _reporting(ctx: JobContext, name: str) -> None:
         waiting.cancel()
 
 
+async def _checking_in(ctx: JobContext, name: str) -> None:
+    """As a sync that stops when asked, and goes on where it was."""
+    if ctx.state is not None:
+        note("found", ctx, ctx.state["page"])
+    await ctx.save({"page": "seven"})
+    note("saved", ctx)
+    while not (FOLDER / name).exists():
+        ctx.raise_if_cancelled()
+        await asyncio.sleep(LOOK_EVERY)
+
+
 async def _ignoring_cancellation(name: str) -> None:
     waiting = asyncio.create_task(gate(name))
     while not waiting.done():
@@ -89,6 +102,7 @@ def register(to: Archibald) -> None:
     to.operation("fault-read", job_class="read", priority=30)(act)
     to.operation("fault-timed", job_class="read", priority=30, timeout=0.3)(act)
     to.operation("fault-sync", job_class="sync", priority=40)(act)
+    to.operation("fault-other-sync", job_class="sync", priority=50)(act)
 
 
 register(app)

@@ -78,7 +78,7 @@ class Scene:
     # -- workers
 
     async def start(self, name: str, *, of: str = "app", database: str | None = None, **settings: Any) -> Daemon:
-        """Start a worker and wait until it is registered; settings as environment variables."""
+        """Start a worker and wait until it is registered; settings as environment variables. `of`: see `_spawn`."""
         daemon = self._spawn(name, of, database or self.database, settings)
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -93,6 +93,7 @@ class Scene:
                 await asyncio.sleep(LOOK_EVERY)
 
     def _spawn(self, name: str, of: str, database: str, settings: dict[str, Any]) -> Daemon:
+        """Start a worker of the app `of`: a name in the module of the fault tests, or MODULE:NAME."""
         environment = {
             **os.environ,
             "ARCHIBALD_DATABASE_URL": database,
@@ -103,7 +104,7 @@ class Scene:
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "archibald_pgq", "run", f"tests.acceptance.fault_app:{of}"],
+                [sys.executable, "-m", "archibald_pgq", "run", of if ":" in of else f"tests.acceptance.fault_app:{of}"],
                 cwd=CHECKOUT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -170,7 +171,7 @@ class Scene:
 
     async def enqueue(self, kind: str, user_id: str, do: str = "wait", **data: Any) -> int:
         """Enqueue a job; a handler that waits does so for the gate `open`, if no other is named."""
-        if do in ("wait", "ignore", "report"):
+        if do in ("wait", "ignore", "report", "check in"):
             data.setdefault("gate", "open")
         job = await self.app.enqueue(kind, user_id=user_id, data={"do": do, **data})
         append(self.history, Event(now(), "enqueued", job_id=job.id, user_id=user_id))
@@ -196,7 +197,8 @@ class Scene:
     async def check(self) -> None:
         """The checker must find nothing, and no lane may be left with a worker."""
         rows = await self.look.rows("SELECT id, user_id, priority, state, class = 'sync' FROM archibald.all_jobs")
-        assert violations(read(self.history), [JobRow(*row) for row in rows]) == []
+        broken = violations(read(self.history), [JobRow(*row) for row in rows])
+        assert not broken, broken
         assert await self.look.rows("SELECT user_id FROM archibald.agents WHERE state = 'running'") == []
 
 

@@ -200,6 +200,22 @@ async def test_within_an_agent_no_sync_runs_while_a_write_of_it_is_due(app: Arch
     assert [data["n"] for _, data in stage.started] == [3, 4, 5, 2, 1]
 
 
+async def test_a_turn_for_which_others_wait_takes_in_few_of_one_agents_new_jobs(
+    app: Archibald, database: str, look: Look
+) -> None:
+    """Else each turn for the light agents takes as long as adopting hundreds of the hot one's jobs."""
+    adopted = "SELECT count(*) FROM archibald.jobs WHERE NOT wake AND user_id = 'hot'"
+    async with hand(database) as worker:
+        await app.enqueue_many([NewJob("submit-order", user_id="hot")] * 2000)
+        await app.enqueue_many([NewJob("submit-order", user_id=f"light-{n}") for n in range(9)])
+        (*_, last) = (await worker.turn(want=10)).claimed
+        assert await look.value("SELECT count(*) FROM archibald.jobs WHERE state = 'running'") == 10
+        assert await look.value(adopted) == 20
+        await worker.settle(last)
+        await worker.turn(want=1, look=True)
+        assert await look.value(adopted) == 520
+
+
 @pytest.mark.parametrize("known", [False, True])
 async def test_the_new_jobs_of_one_agent_hide_no_other_agents_however_many_they_are(
     app: Archibald, database: str, look: Look, known: bool

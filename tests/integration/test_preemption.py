@@ -511,18 +511,82 @@ async def test_a_sync_that_was_asked_and_fails_by_itself_spends_its_attempt(app:
         assert await look.job(sync.id, "state", "wait_reason", "attempt", "preemptions") == ("queued", "retry", 1, 0)
 
 
-@pytest.mark.parametrize("way", ["a notification", "the heartbeat alone"])
-@pytest.mark.usefixtures("soon")
-async def test_a_request_of_another_worker_arrives_also_without_any_notification(
-    app: Archibald, database: str, look: Look, way: str
+async def test_a_cancel_stops_at_once_a_sync_that_is_asked_to_make_room(
+    app: Archibald, look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ARCHIBALD_PREEMPT_GRACE", "3600")
+    begun, asked = asyncio.Event(), asyncio.Event()
+
+    @app.operation("sync-orders")
+    async def sync_orders(ctx: JobContext, data: dict[str, Any]) -> None:
+        begun.set()
+        while not ctx.cancelled:  # noqa: ASYNC110  # as a handler checks in
+            await asyncio.sleep(0)
+        asked.set()
+        await asyncio.Event().wait()
+
+    Stage(hold=False).register(app, "submit-order")
+    async with working(app):
+        sync = await app.enqueue("sync-orders", user_id="alice")
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        write = await app.enqueue("submit-order", user_id="alice")
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await app.cancel(sync.id)
+        await write.wait(timeout=20)
+    assert await look.job(sync.id, "state", "error") == ("cancelled", "cancelled on request")
+
+
+@pytest.mark.parametrize("stops", [True, False])
+async def test_a_sync_whose_request_was_taken_back_goes_on_and_may_still_stop_without_an_attempt_spent(
+    app: Archibald, look: Look, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    monkeypatch.setenv("ARCHIBALD_PREEMPT_GRACE", "3600")
+    contexts: list[JobContext] = []
+    begun, asked = asyncio.Event(), asyncio.Event()
+
+    @app.operation("sync-orders")
+    async def sync_orders(ctx: JobContext, data: dict[str, Any]) -> None:
+        contexts.append(ctx)
+        if len(contexts) > 1:
+            return
+        begun.set()
+        while not ctx.cancelled:  # noqa: ASYNC110  # as a handler checks in
+            await asyncio.sleep(0)
+        asked.set()
+        while contexts[0].cancelled:  # noqa: ASYNC110  # as one that tidies up, and takes its time
+            await asyncio.sleep(0)
+        if stops:
+            raise asyncio.CancelledError
+
+    async with working(app):
+        sync = await app.enqueue("sync-orders", user_id="alice")
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        write = await app.enqueue("submit-order", user_id="alice")
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await app.cancel(write.id)
+        await sync.wait(timeout=20)
+    assert await look.job(sync.id, "state", "attempt", "losses") == ("completed", 1, 0)
+    assert len(contexts) == 1 + stops
+
+
+@pytest.mark.parametrize("way", ["a notification", "the heartbeat alone", "the look of its own worker"])
+@pytest.mark.usefixtures("soon")
+async def test_a_request_arrives_also_without_any_notification(
+    app: Archibald, database: str, look: Look, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "the look of its own worker":
+        monkeypatch.setattr("archibald_pgq.runtime.registration.Registration._heard", lambda *_: None)
+        monkeypatch.setattr("archibald_pgq.runtime.registration.Registration.preempt_requested", lambda *_: None)
     stage = Stage()
     stage.register(app, "sync-orders")
     async with working(app), hand(database) as other:
         await app.enqueue("sync-orders", user_id="alice")
         await stage.until_started(1)
         await look.until("SELECT doubt_at IS NULL FROM archibald.agents")
-        if way != "a notification":  # written as a turn would, but nobody is told
+        if way == "the look of its own worker":
+            await look.rows("SET archibald.notify = off")
+            await look.rows("INSERT INTO archibald.jobs (user_id, kind) VALUES ('alice', 'submit-order')")
+        elif way != "a notification":  # written as a turn would, but nobody is told
             await look.rows("SET archibald.notify = off")
             await look.rows("INSERT INTO archibald.jobs (user_id, kind) VALUES ('alice', 'submit-order')")
             await look.rows("UPDATE archibald.jobs SET preempt_requested_at = now() WHERE state = 'running'")

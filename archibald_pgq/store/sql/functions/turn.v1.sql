@@ -190,7 +190,7 @@ BEGIN
   END IF;
   -- Who wants nothing leaves it to those who do, and settles alone: an error in here must not pass for the error of an outcome.
   IF p_want > 0 OR p_look THEN
-    PERFORM archibald.wake_lanes(500);
+    PERFORM archibald.wake_lanes(500, CASE WHEN p_look THEN 500 ELSE 20 END);
   END IF;
   IF p_look THEN
     PERFORM archibald.look_again(100);

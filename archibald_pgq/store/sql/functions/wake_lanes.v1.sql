@@ -42,10 +42,11 @@ BEGIN
                           ORDER BY archibald.lock_key(j.user_id), j.id LIMIT 1) AS first;
 END $$;
 
+-- At most p_each jobs of one agent: to adopt 500 of an agent's 200,000 takes longer than all the rest of a turn, for which others wait.
 -- Rows that somebody holds are passed over, however many they are: were they only left out of a first page, a caller who holds
 -- that many job rows, or the lane of an agent with that many, would stop every wake-up.
 -- Lanes and jobs are locked together and out of order; that cannot deadlock, because nothing here waits for a lane or a job.
-CREATE FUNCTION archibald.wake_lanes(p_limit integer) RETURNS void
+CREATE FUNCTION archibald.wake_lanes(p_limit integer, p_each integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
   v_keys   bigint[];
@@ -75,7 +76,7 @@ BEGIN
    CROSS JOIN LATERAL (
     SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
      WHERE j.wake AND archibald.lock_key(j.user_id) = k.key
-     ORDER BY archibald.lock_key(j.user_id), j.id LIMIT greatest(1, p_limit / cardinality(v_keys)) FOR NO KEY UPDATE SKIP LOCKED) AS w;
+     ORDER BY archibald.lock_key(j.user_id), j.id LIMIT greatest(1, least(p_each, p_limit / cardinality(v_keys))) FOR NO KEY UPDATE SKIP LOCKED) AS w;
   IF v_jobs IS NULL THEN
     SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents FROM (
       SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
