@@ -65,7 +65,7 @@ class Registration:
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
             max_syncs=settings.max_syncs,
-            looked=lambda: self._maintenance.look_for_requests(),
+            looked=self._maintenance.look_for_requests,
         )
 
     async def serve(self, stop: asyncio.Event, hurry: asyncio.Event) -> int:
