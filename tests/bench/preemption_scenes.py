@@ -244,7 +244,7 @@ async def hot(bench: Bench) -> AsyncIterator[Row]:
     """The same light jobs with and without the hot agent."""
     for seconds in (0.05, 0.0):
         without = statistics.median([await drain(bench, 0, seconds) for _ in range(3)])
-        beside = [await drain(bench, HOT_JOBS, seconds) for _ in range(2)]
+        beside = [await drain(bench, HOT_JOBS, seconds) for _ in range(3)]
         ratio = statistics.median(beside) / without
         yield Row(
             f"59 agents × 5 jobs of {seconds * 1000:g} ms, beside and without 200,000 of one agent",
