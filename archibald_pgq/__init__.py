@@ -5,6 +5,7 @@ The public names; everything else is an implementation detail.
 
 from archibald_pgq.app import Archibald
 from archibald_pgq.domain.backoff import Backoff
+from archibald_pgq.domain.explanation import Explanation, Reason
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import JobClass, Policy
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigError",
     "DatabaseError",
     "Doing",
+    "Explanation",
     "Health",
     "InvalidJobError",
     "Job",
@@ -50,6 +52,7 @@ __all__ = [
     "JobStateError",
     "NewJob",
     "Policy",
+    "Reason",
     "SchemaError",
     "State",
     "SyncArchibald",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from archibald_pgq import config
 from archibald_pgq.domain.backoff import Backoff
+from archibald_pgq.domain.explanation import Explanation
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.states import State
@@ -201,6 +202,14 @@ class Archibald:
             DatabaseError, SchemaError: the database cannot be used.
         """
         return await self._ask(reads.jobs(user_id, state, kind, retried_from, limit))
+
+    async def explain(self, job_id: int) -> Explanation:
+        """Say in one sentence why a job is not running, and what it waits for next.
+
+        Raises:
+            UnknownJobError, DatabaseError, SchemaError: see `job`.
+        """
+        return await self._ask(reads.explain(job_id))
 
     async def review(self, *, limit: int = 50) -> list[JobRecord]:
         """Return the jobs that need a person, the oldest first: writes that may or may not have happened.

@@ -130,6 +130,11 @@ class Settings:
     max_losses: int
     retention_days: int
 
+    @property
+    def max_syncs(self) -> int:
+        """The consumers of one worker that syncs may use."""
+        return self.worker_concurrency - self.reserved_consumers
+
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from the environment; an empty variable counts as unset.

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from archibald_pgq.domain.explanation import Explanation
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.states import State
@@ -84,6 +85,10 @@ class SyncArchibald:
     ) -> list[JobRecord]:
         """Return the newest jobs; see `Archibald.jobs`."""
         return self._ask(reads.jobs(user_id, state, kind, retried_from, limit))
+
+    def explain(self, job_id: int) -> Explanation:
+        """Say why a job is not running; see `Archibald.explain`."""
+        return self._ask(reads.explain(job_id))
 
     def review(self, *, limit: int = 50) -> list[JobRecord]:
         """Return the jobs that need a person; see `Archibald.review`."""

@@ -58,6 +58,8 @@ async def hand(
     kinds: Sequence[str] = KINDS,
     lease: float = 6.0,
     *,
+    concurrency: int = 10,
+    max_syncs: int = 10,
     max_wait: float = 900.0,
     max_preemptions: int = 5,
 ) -> AsyncIterator[Hand]:
@@ -65,7 +67,14 @@ async def hand(
     connection = await connect(worker_options(database, "worker", lease))
     try:
         worker_id = await workers.register(
-            connection, "test", kinds, concurrency=10, lease=lease, max_wait=max_wait, max_preemptions=max_preemptions
+            connection,
+            "test",
+            kinds,
+            concurrency=concurrency,
+            max_syncs=max_syncs,
+            lease=lease,
+            max_wait=max_wait,
+            max_preemptions=max_preemptions,
         )
         yield Hand(connection, worker_id)
     finally:

@@ -15,6 +15,7 @@ import typer
 from archibald_pgq.app import VERSION
 from archibald_pgq.cli import agents, database, jobs, overview, review
 from archibald_pgq.cli.demo import demo
+from archibald_pgq.cli.explain import explain
 from archibald_pgq.cli.run import run
 from archibald_pgq.errors import ArchibaldError, JobStateError
 
@@ -51,6 +52,7 @@ app.command()(database.migrate)
 app.command()(jobs.enqueue)
 app.command()(jobs.job)
 app.command(name="jobs")(jobs.jobs)
+app.command()(explain)
 app.command()(jobs.cancel)
 app.command(name="agents")(agents.agents)
 app.add_typer(agents.agent, name="agent")

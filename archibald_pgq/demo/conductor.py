@@ -110,6 +110,7 @@ class _Day:
             entries=len(self._entries),
             merged=len(self._entries) - len(self._ids),
             most_running=watch.most_running,
+            preemptions=watch.preemptions,
             erp=await _stats(self._url),
         )
 

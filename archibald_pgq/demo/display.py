@@ -104,6 +104,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         "enqueues": f"{summary.entries}, of which {summary.merged} were duplicates and merged",
         "duration": f"{summary.seconds:.0f} s",
         "requeues": f"{summary.requeues}, at most {summary.most_requeued} of one job",
+        "preemptions": f"{summary.preemptions} syncs made room for a write of their agent",
         "most running at once": f"{summary.most_running} (the ERP saw {erp['most_logins_at_once']} agents at once)",
         "most per agent": f"{erp['most_per_login']}, as the ERP saw it",
         "simultaneous": f"{erp['simultaneous']}, as the ERP counted in {erp['requests']} requests",

@@ -37,6 +37,7 @@ class Summary:
         failures: one line per failed job.
         most_running: jobs at once, seen in the database.
         requeues: in all.
+        preemptions: runs of syncs that made room for a write of their agent.
         most_requeued: the highest requeue_count of a job.
         waits: by class.
         erp: what the ERP counted, as its `/stats` says.
@@ -49,6 +50,7 @@ class Summary:
     failures: list[str]
     most_running: int
     requeues: int
+    preemptions: int
     most_requeued: int
     waits: dict[str, Waits]
     erp: dict[str, int]
@@ -96,6 +98,7 @@ def summarize(  # one value for each thing counted
     entries: int,
     merged: int,
     most_running: int,
+    preemptions: int,
     erp: Mapping[str, int],
 ) -> Summary:
     """Return what the jobs and the ERP's own count come to."""
@@ -107,6 +110,7 @@ def summarize(  # one value for each thing counted
         failures=[f"{row.user_id}: {row.kind}: {row.error}" for row in rows if row.state == "failed"],
         most_running=most_running,
         requeues=sum(row.requeue_count for row in rows),
+        preemptions=preemptions,
         most_requeued=max((row.requeue_count for row in rows), default=0),
         waits={job_class: _waits(rows, job_class) for job_class in CLASSES},
         erp=dict(erp),

@@ -18,7 +18,7 @@ LIVE_STATES = ("queued", "running", "needs_review")
 
 _ROWS = """
     -- Every job of this demo, live or finished; those of earlier days in a given database have lower ids.
-    SELECT id, user_id, kind, class AS job_class, state, requeue_count, progress, progress_label, error,
+    SELECT id, user_id, kind, class AS job_class, state, requeue_count, preemptions, preempted_by, progress, progress_label, error,
            extract(epoch FROM run_after - now())::float AS due_in, waiting_since, started_at
       FROM archibald.all_jobs
      WHERE id > %s
@@ -36,6 +36,8 @@ class JobRow:
     job_class: str
     state: str
     requeue_count: int
+    preemptions: int
+    preempted_by: int | None
     progress: int | None
     progress_label: str | None
     error: str | None
@@ -98,7 +100,8 @@ class Watch:
         entries: enqueues of the day.
         after_id: the highest id before the day.
         fed: set by the feeder.
-        events: requeues seen, and what others add.
+        events: requeues and preemptions seen, and what others add.
+        preemptions: seen in all.
         most_running: at one look.
     """
 
@@ -107,7 +110,9 @@ class Watch:
     fed: int = 0
     events: list[str] = field(default_factory=list)
     most_running: int = 0
+    preemptions: int = 0
     _requeues: dict[int, int] = field(default_factory=dict)
+    _preemptions: dict[int, int] = field(default_factory=dict)
 
     async def look(self, connection: AsyncConnection[Any], seconds: float) -> Snapshot:
         """Read the jobs and note what has changed; `seconds` since the day began."""
@@ -119,6 +124,11 @@ class Watch:
                 again = f", next try in {row.due_in:.0f} s" if row.state == "queued" else ""
                 what = f"{row.user_id}: {row.kind} (job {row.id}) put back, its agent is locked"
                 self.events.append(f"{seconds:5.1f} s  {what}: requeue_count {row.requeue_count}{again}")
+            if (more := row.preemptions - self._preemptions.get(row.id, 0)) > 0:
+                self.preemptions += more
+                what = f"{row.user_id}: {row.kind} (job {row.id}) makes room for job {row.preempted_by}"
+                self.events.append(f"{seconds:5.1f} s  {what}, a write")
+            self._preemptions[row.id] = row.preemptions
         snapshot = Snapshot(seconds, self.entries, self.fed, rows, tuple(self.events))
         self.most_running = max(self.most_running, len(snapshot.running))
         return snapshot

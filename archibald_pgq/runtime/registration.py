@@ -64,7 +64,7 @@ class Registration:
             settings.lease,
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
-            max_syncs=settings.worker_concurrency - settings.reserved_consumers,
+            max_syncs=settings.max_syncs,
             looked=self._maintenance.look_for_requests,
         )
 

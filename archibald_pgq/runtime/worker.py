@@ -100,6 +100,7 @@ class Worker:
                     self._version,
                     kinds,
                     concurrency=settings.worker_concurrency,
+                    max_syncs=settings.max_syncs,
                     lease=settings.lease,
                     max_wait=settings.max_wait,
                     max_preemptions=settings.max_preemptions,

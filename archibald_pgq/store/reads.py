@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Select, select
 
+from archibald_pgq.domain.explanation import Explanation
+from archibald_pgq.domain.explanation import explain as explain_facts
+from archibald_pgq.domain.facts import Facts
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.payload import check_job_id, check_kind, check_limit, check_state, check_user_id
@@ -73,6 +76,22 @@ def review(limit: int) -> Request[list[JobRecord]]:
     """
     query = select(*_COLUMNS).where(all_jobs.c.state == State.NEEDS_REVIEW).order_by(all_jobs.c.id)
     return _records(query.limit(check_limit(limit)))
+
+
+def explain(job_id: int) -> Request[Explanation]:
+    """Read why a job is not running.
+
+    Raises:
+        UnknownJobError: see `job`.
+    """
+    job_id = check_job_id(job_id)
+
+    def read(rows: Rows) -> Explanation:
+        if not rows:
+            raise unknown_job(job_id)
+        return explain_facts(_made(Facts, rows[0], job_class=JobClass, state=State))
+
+    return Request(statement("explain"), {"job": job_id}, read)
 
 
 def agents(limit: int) -> Request[list[AgentRecord]]:

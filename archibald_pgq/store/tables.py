@@ -58,6 +58,7 @@ workers = Table(
     Column("pid", Integer, nullable=False),
     Column("version", Text, nullable=False),
     Column("concurrency", Integer, nullable=False),
+    Column("max_syncs", Integer, nullable=False, server_default=text("8")),
     Column("kinds", ARRAY(Text), nullable=False),
     Column("lease_s", Double, nullable=False),
     Column("max_wait_s", Double, nullable=False, server_default=text("900")),

@@ -15,8 +15,10 @@ from archibald_pgq.store.turn import Owner
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 _REGISTER = """
-INSERT INTO archibald.workers (host, pid, version, concurrency, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start)
-SELECT %(host)s, %(pid)s, %(version)s, %(concurrency)s, %(kinds)s, %(lease)s, %(max_wait)s, %(max_preemptions)s, a.pid, a.backend_start
+INSERT INTO archibald.workers (
+         host, pid, version, concurrency, max_syncs, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start)
+SELECT %(host)s, %(pid)s, %(version)s, %(concurrency)s, %(max_syncs)s, %(kinds)s, %(lease)s, %(max_wait)s, %(max_preemptions)s,
+       a.pid, a.backend_start
   FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
 RETURNING id
 """
@@ -109,6 +111,7 @@ async def register(
     kinds: Sequence[str],
     *,
     concurrency: int,
+    max_syncs: int,
     lease: float,
     max_wait: float,
     max_preemptions: int,
@@ -121,6 +124,7 @@ async def register(
             "pid": os.getpid(),
             "version": version,
             "concurrency": concurrency,
+            "max_syncs": max_syncs,
             "kinds": list(kinds),
             "lease": lease,
             "max_wait": max_wait,

@@ -19,7 +19,7 @@ from typing import Any
 from archibald_pgq import Archibald, JobContext
 
 from .client import Desk, Erp
-from .scraper import ErpError
+from .scraper import ErpError, Page
 
 Data = dict[str, Any]
 
@@ -166,23 +166,29 @@ async def sync_order_articles(ctx: JobContext, data: Data) -> Data:
     number = _order(data)
     async with _at_work(ctx) as desk:
         await desk.open(f"/orders/{number}")
-        rows = await _read_all(ctx, desk, f"/orders/{number}/articles")
+        rows = sum([len(page.rows) async for page in _pages(ctx, desk, f"/orders/{number}/articles")])
     return {"order": number, "articles": rows}
 
 
-async def _read_all(ctx: JobContext, desk: Desk, path: str) -> int:
-    """Read a list page by page, reporting progress; return the number of its rows."""
-    rows = 0
+async def _pages(ctx: JobContext, desk: Desk, path: str) -> AsyncIterator[Page]:
+    """Read a list page by page and report progress."""
     async for page in desk.grid(path):
-        rows += len(page.rows)
         number, pages = page.position
         await ctx.progress(100 * number // pages, f"page {number} of {pages}")
-    return rows
+        yield page
 
 
 async def _sync(ctx: JobContext, what: str) -> Data:
+    """Read a whole list; stopped for a write of its agent, or by a failure, it goes on with the page that it had come to."""
+    reached = ctx.state or {"page": f"/{what}", "rows": 0}
+    rows = int(reached["rows"])
     async with _at_work(ctx) as desk:
-        return {what: await _read_all(ctx, desk, f"/{what}")}
+        async for page in _pages(ctx, desk, reached["page"]):
+            rows += len(page.rows)
+            if page.next:
+                await ctx.save({"page": page.next, "rows": rows})
+                ctx.raise_if_cancelled()
+    return {what: rows}
 
 
 @app.operation("sync-customers")

@@ -24,6 +24,7 @@ CREATE TABLE archibald.workers (               -- one row per daemon process
   pid            integer NOT NULL,
   version        text NOT NULL,
   concurrency    integer NOT NULL,
+  max_syncs      integer NOT NULL DEFAULT 8,   -- of its consumers, those that syncs may use
   kinds          text[] NOT NULL,              -- the operations that it has handlers for
   lease_s        double precision NOT NULL,
   max_wait_s     double precision NOT NULL DEFAULT 900,   -- a sync that waited longer is no longer overtaken by other agents

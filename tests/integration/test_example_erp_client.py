@@ -142,17 +142,17 @@ def handler_of(kind: str) -> Callable[[JobContext, dict[str, Any]], Awaitable[An
     return handler
 
 
-def context(kind: str) -> JobContext:
+def context(kind: str, reached: Any = None) -> JobContext:
     async def write(job_id: int, percent: int, label: str | None) -> None:
         assert 0 <= percent <= 100
 
     policy = CATALOGUE[kind]
     job = ClaimedJob(
-        lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=policy
-    )
+        lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=policy, saved_state=reached,
+    )  # fmt: skip
 
     async def save(state: str) -> None:
-        raise AssertionError("no handler of the example saves a state")
+        assert policy.job_class == "sync"
 
     return JobContext(job, write, save)
 
@@ -217,6 +217,22 @@ async def test_an_order_is_submitted_edited_and_sent_as_its_data_says(
     assert (order["customer"], order["note"], order["state"]) == ("C-003", "Ring at the\nback", "sent")
     assert [(line["article"], line["quantity"]) for line in order["lines"]] == [("A-001", 1), ("A-002", 2)]
     assert (customer["name"], customer["note"]) == (Books.of("alice").customers["C-003"]["name"], "visited")
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind, policy in CATALOGUE.items() if policy.job_class == "sync"))
+async def test_a_sync_that_is_stopped_between_two_pages_goes_on_where_it_stopped(
+    url: str, site: Site, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "erp", Erp(url))
+    calm = await handler_of(kind)(context(kind), {})
+    requests = site.ledger.stats()["requests"]
+    stopped = context(kind)
+    stopped.asked = True
+    with pytest.raises(asyncio.CancelledError):
+        await handler_of(kind)(stopped, {})
+    assert await handler_of(kind)(context(kind, stopped.state), {}) == calm
+    # the same pages, each read once; only the first run had to sign in
+    assert site.ledger.stats()["requests"] - requests == requests - 1
 
 
 class Disturbed:

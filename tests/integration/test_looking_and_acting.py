@@ -89,7 +89,7 @@ def every_sort(connection: psycopg.Connection) -> dict[str, int]:
     enqueued(connection, "running", "sync-orders")
     made["delayed"] = enqueued(connection, "delayed", "download-ddt-pdf")
     made["needs_review"] = in_review(connection, "needs_review")
-    connection.execute("SELECT archibald.wake_lanes(100)")
+    connection.execute("SELECT archibald.wake_lanes(100, 100)")
     for statement in (
         "UPDATE archibald.jobs SET state = 'running', worker_id = %(worker)s, progress = 40, progress_label = 'line 3' "
         "WHERE id = %(running)s",
@@ -163,7 +163,7 @@ def test_of_running_agents_the_one_whose_job_runs_longest_is_first(
     """Whichever of them has other jobs that wait for longer."""
     for user, runs_for in (("short", 10), ("long", 60)):
         enqueued(connection, user)
-        connection.execute("SELECT archibald.wake_lanes(100)")
+        connection.execute("SELECT archibald.wake_lanes(100, 100)")
         connection.execute(
             "UPDATE archibald.agents SET state = 'running', worker_id = 1, since = now() - make_interval(secs => %s) WHERE user_id = %s",
             (runs_for, user),

@@ -116,8 +116,8 @@ class QueueModel(RuleBasedStateMachine):
         connection = psycopg.connect(worker_options(self.database, "worker", 6), autocommit=True)
         row = connection.execute(
             "INSERT INTO archibald.workers "
-            "(host, pid, version, concurrency, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start) "
-            "SELECT 'here', 1, 'test', 10, %s, 6, 900, %s, pid, backend_start FROM pg_stat_activity "
+            "(host, pid, version, concurrency, max_syncs, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start) "
+            "SELECT 'here', 1, 'test', 10, 10, %s, 6, 900, %s, pid, backend_start FROM pg_stat_activity "
             "WHERE pid = pg_backend_pid() RETURNING id",
             (list(KINDS), MAX_PREEMPTIONS),
         ).fetchone()

@@ -22,6 +22,8 @@ def row(number: int, state: str = "completed", *, waited: float | None = 1.0, **
         "job_class": "write",
         "state": state,
         "requeue_count": 0,
+        "preemptions": 0,
+        "preempted_by": None,
         "progress": None,
         "progress_label": None,
         "error": None,
@@ -33,7 +35,7 @@ def row(number: int, state: str = "completed", *, waited: float | None = 1.0, **
 
 
 def summary(rows: list[JobRow], erp: dict[str, int] | None = None) -> Summary:
-    return summarize(rows, seconds=70.0, entries=5, merged=2, most_running=10, erp=erp or QUIET)
+    return summarize(rows, seconds=70.0, entries=5, merged=2, most_running=10, preemptions=1, erp=erp or QUIET)
 
 
 def test_a_day_whose_jobs_all_ended_has_no_problem_even_if_some_failed() -> None:

@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from archibald_pgq.cli import app as command_line
+from archibald_pgq.domain.explanation import Reason
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.store.tables import all_jobs
 from tests.conftest import WANTED
@@ -113,6 +114,11 @@ def test_the_columns_of_all_jobs_are_documented_and_no_others() -> None:
     assert {name.replace("job_class", "class") for name in JobRecord.__slots__} <= {
         column.name for column in all_jobs.c
     }
+
+
+def test_the_reasons_of_explain_are_documented_in_the_order_in_which_they_are_looked_for() -> None:
+    page = _text("docs/operations.md").split("## When a job does not start")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [str(reason) for reason in Reason]
 
 
 @pytest.mark.parametrize("document", documents(), ids=_name)
