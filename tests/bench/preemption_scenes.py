@@ -242,14 +242,16 @@ async def drain(bench: Bench, hot_jobs: int, seconds: float) -> float:
 
 async def hot(bench: Bench) -> AsyncIterator[Row]:
     """The same light jobs with and without the hot agent."""
-    for seconds in (0.05, 0.0):
-        without = statistics.median([await drain(bench, 0, seconds) for _ in range(3)])
-        beside = [await drain(bench, HOT_JOBS, seconds) for _ in range(2)]
-        ratio = statistics.median(beside) / without
+    for seconds, rounds in ((0.05, 3), (0.0, 5)):
+        without, beside = [], []
+        for _ in range(rounds):  # in turn: the load of the machine changes
+            without.append(await drain(bench, 0, seconds))
+            beside.append(await drain(bench, HOT_JOBS, seconds))
+        ratio = statistics.median(beside) / statistics.median(without)
         yield Row(
             f"59 agents × 5 jobs of {seconds * 1000:g} ms, beside and without 200,000 of one agent",
             "ratio 1.2",
-            f"{ratio:.2f} ({', '.join(f'{value:.2f}' for value in beside)} / {without:.2f} s)",
+            f"{ratio:.2f} ({statistics.median(beside):.2f} / {statistics.median(without):.2f} s, {rounds} rounds)",
             ratio <= 1.2,
         )
 
