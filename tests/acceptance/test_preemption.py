@@ -6,8 +6,6 @@ handlers of one agent at once, every job ended exactly once. How soon it all hap
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -29,12 +27,11 @@ async def stage(database: str) -> AsyncIterator[Scene]:
         yield made
 
 
-def end_listeners(stage: Scene) -> None:
+async def end_listeners(stage: Scene) -> None:
     """Terminate the backends that hear the workers' notifications."""
     pids = backends(stage.database, "^LISTEN")
     assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
+    await stage.look.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", pids)
 
 
 async def asked(stage: Scene, sync: int) -> None:
@@ -65,7 +62,7 @@ async def test_a_write_starts_though_every_consumer_of_two_processes_runs_a_sync
     others = {user: await stage.enqueue("fault-other-sync", user, do) for user in AGENTS}
     for user in AGENTS:  # of both processes
         if deaf:
-            end_listeners(stage)
+            await end_listeners(stage)
         write = await stage.enqueue("fault-write", user, "short", seconds=0.0)
         await stage.until_started(write)
         await stage.until_started(syncs[user], times=2)
@@ -90,7 +87,7 @@ async def test_a_write_of_an_idle_agent_starts_on_a_reserved_consumer_though_syn
     syncs = [await stage.enqueue("fault-sync", f"sync-{n}") for n in range(8)]
     await until(lambda: sum(bool(stage.events("start", sync)) for sync in syncs) == 4)
     if deaf:
-        end_listeners(stage)
+        await end_listeners(stage)
     write = await stage.enqueue("fault-write", "alice")
     await stage.until_started(write)
     assert sum(bool(stage.events("start", sync)) for sync in syncs) == 4
@@ -161,7 +158,7 @@ async def test_waves_of_writes_over_running_syncs_lose_nothing_though_listeners_
     writes = []
     for wave in range(4):
         if wave == 1:
-            end_listeners(stage)
+            await end_listeners(stage)
         wave_of = [
             await stage.enqueue("fault-idempotent", user, "short", seconds=0.02) for user in AGENTS for _ in range(3)
         ]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -94,12 +93,11 @@ async def run_syncs(stage: Scene, count: int, do: str, seconds: float = LONG) ->
     return syncs
 
 
-def end_listeners(stage: Scene) -> None:
+async def end_listeners(stage: Scene) -> None:
     """Terminate the backends that hear notifications."""
     pids = backends(stage.database, "^LISTEN")
     assert pids, "no listener was found"
-    for pid in pids:
-        os.kill(pid, 15)
+    await stage.look.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", pids)
 
 
 async def check(stage: Scene) -> Row:
@@ -132,7 +130,7 @@ async def preempting(bench: Bench, do: str, rounds: int, bound: float, how: str)
         found = []
         for user in victims:
             if how == "listeners end":
-                end_listeners(stage)
+                await end_listeners(stage)
             found.append(await delay(stage, user))
             await until(lambda user=user: len(stage.events("start", syncs[user])) == 2)  # type: ignore[misc]
         words = {"": "", "deaf": ", no notification heard", "listeners end": ", listeners terminated before"}[how]
@@ -171,7 +169,7 @@ async def reserve(bench: Bench) -> AsyncIterator[Row]:
         yield within("8 of 10 consumers run syncs and 12 more wait: write of an idle agent", 0.5, found)
         found = []
         for n in range(3):
-            end_listeners(stage)
+            await end_listeners(stage)
             found.append(await delay(stage, f"idle-{n}"))
         yield within("… listener terminated before", 0.5 + HEARTBEAT, found)
         yield await check(stage)
