@@ -1,7 +1,8 @@
-"""Running the command line as users do: a process of its own, with a clean environment."""
+"""Running the command line as users do: a process of its own for each command, with a clean environment."""
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,40 +83,52 @@ def call(
 
 
 def command(*arguments: str | bytes, **surroundings: Any) -> Ended:
-    """Run `python -m archibald_pgq` to its end; the keywords are those of `call`."""
-    one = call(*arguments, **surroundings)
-    ended = subprocess.run(
-        [*PROGRAM, *one.arguments],
-        input=one.stdin,
-        capture_output=True,
-        cwd=one.cwd,
-        env=one.env,
-        timeout=PATIENCE,
-        check=False,
-    )
-    return Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+    """Run `archibald-pgq` to its end; the keywords are those of `call`."""
+    (ended,) = together([call(*arguments, **surroundings)])
+    return ended
 
 
 def together(calls: Iterable[Call]) -> list[Ended]:
-    """Run commands one after the other, each in a process of its own that a just started Python forks: a start costs half a second."""
-    listed = [
-        {
+    """Run commands one after the other, each in a process of its own.
+
+    A Python that has imported the package forks them, for a start costs half a second. A command that does not end is the test's timeout's
+    business.
+    """
+    server = _server()
+    assert server.stdin
+    assert server.stdout
+    ended = []
+    for one in calls:
+        surroundings = {
             "arguments": one.arguments,
             "env": one.env,
             "cwd": os.fspath(one.cwd or Path.cwd()),
             "stdin": base64.b64encode(one.stdin).decode(),
         }
-        for one in calls
-    ]
-    ended = subprocess.run(
+        server.stdin.write(f"{json.dumps(surroundings)}\n")
+        server.stdin.flush()
+        ended.append(Ended(*json.loads(server.stdout.readline())))
+    return ended
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """Start what forks commands; it ends when this process closes its stdin, at the latest by its own end."""
+    server = subprocess.Popen(
         [sys.executable, os.fspath(Path(__file__).with_name("forks.py"))],
-        input=json.dumps(listed).encode(),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(),
-        timeout=PATIENCE,
-        check=True,
+        text=True,
     )
-    return [Ended(*found) for found in json.loads(ended.stdout)]
+    atexit.register(_end, server)
+    return server
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    with server:
+        assert server.stdin
+        server.stdin.close()
 
 
 def fingerprint(database: str) -> dict[str, tuple[int, str]]:

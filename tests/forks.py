@@ -1,4 +1,4 @@
-"""Run by `tests.commands.together`: reads command lines as JSON, runs `archibald-pgq` for each in a fork, writes what they came to."""
+"""Run by `tests.commands`: for each line of JSON, a command, runs `archibald-pgq` in a fork and answers with what it came to."""
 
 from __future__ import annotations
 
@@ -53,4 +53,5 @@ def run(one: dict[str, Any]) -> tuple[int, str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([run(one) for one in json.load(sys.stdin)]))  # noqa: T201  # to the one that started it
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)  # noqa: T201  # to the one that started it
