@@ -21,7 +21,7 @@ $(INSTALLED): always
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types imports coverage format install clean always
+.PHONY: help run test faults check lint types imports coverage format install clean always
 
 help: ## Show the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ run: $(INSTALLED) ## Run the main job: a day of 60 agents against a small ERP, o
 
 test: $(INSTALLED) ## Run the tests on a real Postgres: a container where an engine answers, else the bundled one
 	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(ARGS)
+
+faults: $(INSTALLED) ## Run all fault tests, also the long ones, and print what they measured
+	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile -m '' tests/acceptance $(ARGS)
 
 check: lint types imports coverage ## Run what CI runs: lint, types, import directions, tests
 

@@ -17,7 +17,7 @@ from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
 from archibald_pgq.store.dsn import redacted, with_options
 from archibald_pgq.store.embedded.programs import OLDEST
 
-CODE_REVISION = "0001"
+CODE_REVISION = "0002"
 """The schema revision that this code was written for."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent

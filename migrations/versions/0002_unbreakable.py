@@ -1,0 +1,31 @@
+"""What makes the queue's promises hold in every fault: proof of death, quotas, roles, looks for the doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import psycopg
+from alembic import op
+
+from archibald_pgq.store.sql import function
+
+revision = "0002"
+down_revision = "0001"
+OLDEST_CODE = "0001"
+
+SQL = Path(__file__).resolve().parent.parent / "sql"
+TABLES: tuple[str, ...] = ()
+FUNCTIONS: tuple[str, ...] = ()
+
+
+def upgrade() -> None:
+    """Add to the tables and replace functions; workers of the code before go on meanwhile and after it."""
+    driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
+    for name in TABLES:
+        driver.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
+    for name in FUNCTIONS:
+        driver.execute(function(name))
+    driver.execute(
+        "INSERT INTO archibald.schema_revisions (revision, oldest_code) VALUES (%s, %s)", (revision, OLDEST_CODE)
+    )
