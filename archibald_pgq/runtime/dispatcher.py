@@ -37,6 +37,13 @@ SOON = 0.2
 
 LARGEST_AGED = 2.0
 
+TICKS = 8
+"""Turns of the event loop that a turn waits for more outcomes: enough for a handler that returns at once, microseconds otherwise.
+
+Without it consumers with such handlers part into two groups, each of which waits for the other's turns: beside an agent with 200,000
+jobs other agents' jobs of 0 ms took up to 1.6 times as long (84 turns instead of 31 for 295 jobs), with it 1.0 to 1.17 times.
+"""
+
 _TRANSIENT = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure, errors.QueryCanceled)
 
 
@@ -153,7 +160,8 @@ class Dispatcher:
                 await self._event.wait()
         except TimeoutError:
             return True
-        await asyncio.sleep(0)  # let every consumer that ended in this tick hand in its outcome: one turn for all
+        for _ in range(TICKS):  # let every consumer that is about to end hand in its outcome: one turn for all
+            await asyncio.sleep(0)
         return False
 
     async def _turn(self, *, look: bool) -> float:
