@@ -1,4 +1,7 @@
-"""Run by `tests.commands`: for each line of JSON, a command, runs `archibald-pgq` in a fork and answers with what it came to."""
+"""Run by `tests.commands`: for each line of JSON, a command, runs `archibald-pgq` in a fork and answers with what it came to.
+
+Run by `tests.daemons` with an argument: leaves the fork alone instead, as nobody's child, and answers with its number.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 from archibald_pgq.cli import main
@@ -52,6 +56,27 @@ def run(one: dict[str, Any]) -> tuple[int, str, str]:
         return code, texts[0], texts[1]
 
 
+def leave(one: dict[str, Any]) -> int:
+    """Start one command as an orphan; return its number."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        daemon = os.fork()
+        if daemon == 0:
+            os.close(reading)
+            os.close(writing)
+            sys.stdin.close()  # nothing of it may wait for what this program's starter sends
+            with Path(os.devnull).open("rb") as nothing, Path(one["log"]).open("ab") as log:
+                child(one, [nothing, log, log])
+        os.write(writing, str(daemon).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        return int(answer.read())
+
+
 if __name__ == "__main__":
+    answer = leave if sys.argv[1:] else run
     for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), flush=True)  # noqa: T201  # to the one that started it
+        print(json.dumps(answer(json.loads(line))), flush=True)  # noqa: T201  # to the one that started it

@@ -13,8 +13,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -30,6 +28,7 @@ from archibald_pgq.store import embedded
 from archibald_pgq.store.embedded.account import make_private, prepare_folder, reachable
 from archibald_pgq.store.embedded.cluster import Cluster
 from archibald_pgq.store.embedded.layout import layout_of
+from tests import daemons
 from tests.acceptance import fault_app
 from tests.acceptance.history import Event, JobRow, append, now, read, violations
 from tests.support import LOOK_EVERY, Look, looking
@@ -49,7 +48,7 @@ async def until(condition: Callable[[], Any]) -> Any:
 class Daemon:
     """One worker process."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, name: str, process: daemons.Process, log: Path) -> None:
         self.name, self.process, self.pid, self.log = name, process, process.pid, log
         self.worker_id = 0
 
@@ -60,6 +59,7 @@ class Daemon:
     async def exit_code(self) -> int:
         """Wait for the end of the process."""
         await until(lambda: self.process.poll() is not None)
+        assert self.process.returncode is not None
         return self.process.returncode
 
     async def until_logged(self, words: str, times: int = 1) -> None:
@@ -102,15 +102,8 @@ class Scene:
             **{key: str(value) for key, value in settings.items()},
         }
         log = self.folder / f"{name}.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "archibald_pgq", "run", of if ":" in of else f"tests.acceptance.fault_app:{of}"],
-                cwd=CHECKOUT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        name_of_app = of if ":" in of else f"tests.acceptance.fault_app:{of}"
+        process = daemons.start(["run", name_of_app], env=environment, cwd=CHECKOUT, log=log)
         append(self.history, Event(now(), "spawned", process.pid, name))
         daemon = Daemon(name, process, log)
         self.daemons.append(daemon)
