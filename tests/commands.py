@@ -98,16 +98,21 @@ def together(calls: Iterable[Call]) -> list[Ended]:
     assert server.stdin
     assert server.stdout
     ended = []
-    for one in calls:
-        surroundings = {
-            "arguments": one.arguments,
-            "env": one.env,
-            "cwd": os.fspath(one.cwd or Path.cwd()),
-            "stdin": base64.b64encode(one.stdin).decode(),
-        }
-        server.stdin.write(f"{json.dumps(surroundings)}\n")
-        server.stdin.flush()
-        ended.append(Ended(*json.loads(server.stdout.readline())))
+    try:
+        for one in calls:
+            surroundings = {
+                "arguments": one.arguments,
+                "env": one.env,
+                "cwd": os.fspath(one.cwd or Path.cwd()),
+                "stdin": base64.b64encode(one.stdin).decode(),
+            }
+            server.stdin.write(f"{json.dumps(surroundings)}\n")
+            server.stdin.flush()
+            ended.append(Ended(*json.loads(server.stdout.readline())))
+    except BaseException:  # a timeout: the next test must not get this one's answer
+        server.kill()
+        _server.cache_clear()
+        raise
     return ended
 
 

@@ -265,22 +265,26 @@ async def test_no_schema_is_refused_with_the_command_that_makes_it(empty_databas
     assert fingerprint(empty_database) == before
 
 
+NEWER = "9999"
+
+
 async def revise(look: Look, revision: str, oldest_code: str | None) -> None:
     await look.rows("UPDATE archibald.alembic_version SET version_num = %s", revision)
     if oldest_code is not None:
         await look.rows("INSERT INTO archibald.schema_revisions VALUES (%s, %s)", revision, oldest_code)
 
 
-@pytest.mark.parametrize("oldest_code", ["0002", None])
+@pytest.mark.parametrize("oldest_code", [NEWER, None])
 async def test_a_newer_schema_that_no_longer_serves_this_code_is_refused(
     database: str, look: Look, tmp_path: Path, oldest_code: str | None
 ) -> None:
     await look.rows("SELECT archibald.enqueue('alice', 'submit-order')")
-    await revise(look, "0002", oldest_code)
+    await revise(look, NEWER, oldest_code)
     before = fingerprint(database)
     for one in every_command(database, tmp_path):
         assert re.fullmatch(
-            r"the schema archibald at .* is at revision 0002 and no longer serves this code \(revision 0001\); upgrade archibald-pgq",
+            rf"the schema archibald at .* is at revision {NEWER} and no longer serves this code "
+            rf"\(revision {migrations.CODE_REVISION}\); upgrade archibald-pgq",
             one.refused(),
         )
     assert re.fullmatch(
@@ -291,7 +295,7 @@ async def test_a_newer_schema_that_no_longer_serves_this_code_is_refused(
 
 
 async def test_a_newer_schema_that_still_serves_this_code_is_used(database: str, look: Look) -> None:
-    await revise(look, "0002", "0001")
+    await revise(look, NEWER, migrations.CODE_REVISION)
     assert migrations.ready(database)
     stage = Stage(hold=False)
     async with Archibald(database) as app:
@@ -309,7 +313,8 @@ async def test_an_older_schema_is_refused_with_the_command_that_mends_it(
     assert not migrations.ready(database)
     for one in every_command(database, tmp_path):
         assert re.fullmatch(
-            f"the schema archibald at .* is at revision 0000, this code needs 0001; {MEND}", one.refused()
+            f"the schema archibald at .* is at revision 0000, this code needs {migrations.CODE_REVISION}; {MEND}",
+            one.refused(),
         )
 
 
