@@ -17,6 +17,7 @@ from archibald_pgq.cli import agents, database, jobs, overview, review
 from archibald_pgq.cli.demo import demo
 from archibald_pgq.cli.doctor import doctor
 from archibald_pgq.cli.explain import explain
+from archibald_pgq.cli.health import health
 from archibald_pgq.cli.run import run
 from archibald_pgq.errors import ArchibaldError, JobStateError
 
@@ -60,6 +61,7 @@ app.add_typer(agents.agent, name="agent")
 app.command()(overview.stats)
 app.command()(overview.workers)
 app.command()(doctor)
+app.command()(health)
 app.command(name="review")(review.review)
 app.command()(review.retry)
 app.command()(review.discard)

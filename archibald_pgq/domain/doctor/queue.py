@@ -117,8 +117,9 @@ def review(seen: Review) -> list[Finding]:
     """Judge the jobs that need a person."""
     if not seen.jobs or seen.oldest_for is None:
         return [Finding("review", Severity.OK, "no job has needed a person for over a day")]
+    need = "needs" if seen.jobs == 1 else "need"
     found = (
-        f"{counted(seen.jobs, 'job', COUNTED)} {'needs' if seen.jobs == 1 else 'need'} a person for over a day, the oldest, job {seen.oldest_id}, "
+        f"{counted(seen.jobs, 'job', COUNTED)} {need} a person for over a day, the oldest, job {seen.oldest_id}, "
         f"began {lasted(seen.oldest_for)} ago"
     )
     return [

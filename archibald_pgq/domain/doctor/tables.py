@@ -69,8 +69,8 @@ def history(days: list[date], today: date, retention_days: int) -> list[Finding]
     over = sorted(day for day in days if day + timedelta(days=1) < today - timedelta(days=retention_days) - LATE)
     if over:
         found = (
-            f"{counted(len(over), 'day')} of the history, the oldest {over[0]}, should have been dropped after {retention_days} days, unless "
-            "jobs of that day ended late or are live"
+            f"{counted(len(over), 'day')} of the history, the oldest {over[0]}, should have been dropped after {retention_days} days, "
+            "unless jobs of that day ended late or are live"
         )
         remedy = f"SELECT archibald.drop_history_partitions({retention_days}); the server's log says what stops it"
         return [Finding(name, Severity.NOTICE, found, remedy)]

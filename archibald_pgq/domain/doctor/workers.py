@@ -84,8 +84,8 @@ def presence(workers: list[Worker], demand: Demand) -> list[Finding]:
     if silent:
         first = silent[0]
         found = (
-            f"{counted(len(silent), 'worker')} silent and not taken over yet: worker {first.id} ({first.host}, process {first.pid}) was last "
-            f"heard of {lasted(first.beat_ago)} ago, its lease is {first.lease_s:g} s"
+            f"{counted(len(silent), 'worker')} silent and not taken over yet: worker {first.id} ({first.host}, process {first.pid}) "
+            f"was last heard of {lasted(first.beat_ago)} ago, its lease is {first.lease_s:g} s"
         )
         remedy = "restart it; a live worker takes its agents over, so start one where none is alive"
         long = any(worker.beat_ago.total_seconds() > 2 * worker.lease_s for worker in silent)
@@ -94,7 +94,7 @@ def presence(workers: list[Worker], demand: Demand) -> list[Finding]:
         return findings
     oldest = max(worker.beat_ago for worker in live)
     consumers = sum(worker.concurrency for worker in live)
-    found = f"{counted(len(live), 'worker')} with {consumers:,} consumers {'is' if len(live) == 1 else 'are'} alive, the oldest beat is {lasted(oldest)} old"
+    found = f"{counted(len(live), 'live worker')} with {consumers:,} consumers; the oldest beat is {lasted(oldest)} old"
     return [Finding(name, Severity.OK, found)]
 
 
