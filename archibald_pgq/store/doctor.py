@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg
@@ -31,7 +31,7 @@ F = TypeVar("F")
 Judge = Callable[[], list[Finding]]
 
 LANES = 10_000
-"""Lanes that one look goes through of each sort."""
+"""Lanes that one look goes through of each sort: those with due jobs, ready ones, running ones."""
 
 MENDED_AT_ONCE = 500
 ROUNDS = 200
@@ -83,7 +83,7 @@ def mend(dsn: str, max_losses: int) -> list[Mended]:
         migrations.check(connection, dsn)
         for _ in range(ROUNDS):
             with connection.cursor(row_factory=class_row(Mended)) as cursor:
-                params = {"limit": MENDED_AT_ONCE, "max_losses": max_losses}
+                params = {"look": LANES, "limit": MENDED_AT_ONCE, "max_losses": max_losses}
                 found = cursor.execute(statement("doctor/mend"), params).fetchall()
             mended += found
             if not found:
@@ -146,10 +146,14 @@ def _checks(look: _Look, settings: Settings) -> Iterator[tuple[str, Judge]]:
     )
 
 
+def _row(**columns: Any) -> dict[str, Any]:
+    return columns
+
+
 def _lanes(look: _Look) -> list[Finding]:
     odd: list[queue.OddLane] = []
     looked = 0
-    for row in look.all("lanes", dict, limit=LANES):
+    for row in look.all("lanes", _row, limit=LANES):
         if row["fault"] is None:
             looked = row["looked"]
         else:
@@ -159,9 +163,8 @@ def _lanes(look: _Look) -> list[Finding]:
 
 
 def _history(look: _Look, settings: Settings) -> list[Finding]:
-    seen: dict[str, Any] = look.one("history", dict)
-    days: list[date] = seen["days"]
-    return tables.history(days, seen["today"], settings.retention_days)
+    seen = look.one("history", _row)
+    return tables.history(seen["days"], seen["today"], settings.retention_days)
 
 
 def _schema(look: _Look, dsn: str) -> Finding:

@@ -35,13 +35,16 @@ class Vacuum:
 
 def dead_rows(tables: list[Table], now: datetime) -> list[Finding]:
     """Judge the table with the most dead rows."""
-    worst = max(tables, key=lambda table: (table.dead > table.live, table.dead))
+    worst = max(tables, key=lambda table: (table.dead > max(table.live, DEAD_NOTICE), table.dead))
     many = worst.dead > worst.live
     grade = graded(many and worst.dead > DEAD_NOTICE, many and worst.dead > DEAD_SERIOUS)
     last = f"{lasted(now - worst.vacuumed_at)} ago" if worst.vacuumed_at else "never"
+    if grade is Severity.OK:
+        most = f"the most has {worst.name}: {worst.dead:,} beside {worst.live:,} live ones"
+        return [Finding("dead_rows", grade, f"no table is full of dead rows; {most}")]
     found = f"archibald.{worst.name} has {worst.dead:,} dead rows beside {worst.live:,} live ones, last vacuumed {last}"
     remedy = f"look at oldest_transaction and autovacuum, then VACUUM archibald.{worst.name}"
-    return [Finding("dead_rows", grade, found, None if grade is Severity.OK else remedy)]
+    return [Finding("dead_rows", grade, found, remedy)]
 
 
 def autovacuum(seen: Vacuum, tables: list[Table]) -> list[Finding]:

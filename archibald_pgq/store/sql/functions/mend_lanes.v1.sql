@@ -71,12 +71,12 @@ BEGIN
     SELECT NULL, NULL, NULL, NULL, NULL, cardinality(v_lanes);
 END $$;
 
--- Repairs up to p_limit of them; returns those that it repaired. Whatever somebody holds is left to the next call, nothing waits.
+-- Looks as odd_lanes(p_look) does, and repairs up to p_limit lanes; returns those that it repaired. Whatever somebody holds is left to the next call, nothing waits.
 -- A wrong hint is computed anew by refresh_lanes(). A lane, or a running job, whose worker is not there is given to a worker made for this
 -- that is fenced already, and goes the way of every lost worker's lanes: to needs_review, back, or to its end after p_max_losses.
 -- Only under the agent's lock: while a worker or a person holds it, handler code may run.
 -- Lock order: worker, lane, job.
-CREATE FUNCTION archibald.mend_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, fault text)
+CREATE FUNCTION archibald.mend_lanes(p_look integer, p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, fault text)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -88,7 +88,7 @@ DECLARE
   v_worker  bigint;
 BEGIN
   SELECT array_agg(o.lane), array_agg(o.user_id), array_agg(o.fault) INTO v_lanes, v_users, v_faults
-    FROM (SELECT * FROM archibald.odd_lanes(p_limit) AS o WHERE o.mendable ORDER BY random() LIMIT p_limit) AS o;
+    FROM (SELECT * FROM archibald.odd_lanes(p_look) AS o WHERE o.mendable ORDER BY random() LIMIT p_limit) AS o;
   IF v_lanes IS NULL THEN
     RETURN;
   END IF;
