@@ -30,6 +30,8 @@ from archibald_pgq.store.sql import statement
 F = TypeVar("F")
 Judge = Callable[[], list[Finding]]
 
+DIRECT = "the workers' direct URL"
+
 LANES = 10_000
 """Lanes that one look goes through of each sort: those with due jobs, ready ones, running ones."""
 
@@ -57,7 +59,7 @@ def examine(dsn: str, settings: Settings, direct_dsn: str | None = None) -> list
         DatabaseError: the database cannot be reached.
         ConfigError: a DSN cannot be read.
     """
-    direct = None if direct_dsn is None else _way("ARCHIBALD_DIRECT_URL", direct_dsn)
+    direct = None if direct_dsn is None else _way(DIRECT, direct_dsn)
     with _connected(dsn) as connection:
         look = _Look(connection)
         main = server.Way("ARCHIBALD_DATABASE_URL", redacted(dsn), pooler=_pooler(connection))
