@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 
 from archibald_pgq.config import Settings
 from archibald_pgq.domain.doctor import queue, server, sessions, tables, workers
@@ -37,7 +37,7 @@ LANES = 10_000
 
 MENDED_AT_ONCE = 500
 ROUNDS = 200
-"""Repairs of so many lanes, at most so often: what others hold, or break again, must not keep this going for ever."""
+"""Repairs of so many lanes, and so often of those of one look: what breaks again must not keep this going for ever."""
 
 LOOK_TIMEOUT = "5s"
 
@@ -81,16 +81,26 @@ def mend(dsn: str, max_losses: int) -> list[Mended]:
         DatabaseError, SchemaError: the database cannot be reached, or its schema is not this code's.
     """
     mended: list[Mended] = []
+    start: int | None = 0
     with translated(dsn, ours=True), _connected(dsn) as connection:
         migrations.check(connection, dsn)
-        for _ in range(ROUNDS):
-            with connection.cursor(row_factory=class_row(Mended)) as cursor:
-                params = {"look": LANES, "limit": MENDED_AT_ONCE, "max_losses": max_losses}
-                found = cursor.execute(statement("doctor/mend"), params).fetchall()
-            mended += found
-            if not found:
-                break
+        while start is not None:
+            start = _mend_from(connection, start, max_losses, mended)
     return mended
+
+
+def _mend_from(connection: psycopg.Connection[Any], start: int, max_losses: int, mended: list[Mended]) -> int | None:
+    """Repair what is found behind this agent; return the one from which to go on, None at the end."""
+    following: int | None = None
+    for _ in range(ROUNDS):
+        params = {"start": start, "look": LANES, "limit": MENDED_AT_ONCE, "max_losses": max_losses}
+        rows = connection.execute(statement("doctor/mend"), params).fetchall()
+        following = next(row[2] for row in rows if row[1] is None)
+        now = [Mended(user_id, fault) for user_id, fault, _ in rows if fault is not None]
+        mended += now
+        if not now:
+            break
+    return following
 
 
 class _Look:

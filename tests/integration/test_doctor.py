@@ -256,7 +256,7 @@ async def test_a_transaction_for_which_enqueuers_wait_is_named_with_its_length(l
         says(
             await one(database, "blocked"),
             NOTICE,
-            rf"^1 session \(such as backend {waiting}\) wait.* for backend {holding} \(application slow shop, user \w+\), "
+            rf"^1 session \(such as backend {waiting}\) waits for .* for backend {holding} \(application slow shop, user \w+\), "
             r"idle in transaction, whose transaction is open for [1-9]\.\d s$",
             rf"commit it soon.*pg_terminate_backend\({holding}\)",
         )
@@ -435,7 +435,8 @@ async def test_a_running_lane_of_a_live_worker_is_never_touched(look: Look, data
 async def test_a_repair_waits_for_nobody_and_goes_on_in_batches(
     look: Look, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "MENDED_AT_ONCE", 7)
+    monkeypatch.setattr(doctor, "MENDED_AT_ONCE", 3)
+    monkeypatch.setattr(doctor, "LANES", 7)
     async with hand(database) as worker, looking(database) as other:
         await look.rows("SELECT archibald.enqueue('user-' || n, 'submit-order') FROM generate_series(1, 30) n")
         await worker.turn(look=True)

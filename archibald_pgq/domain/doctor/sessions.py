@@ -130,8 +130,9 @@ def blocked(blockers: list[Blocker]) -> list[Finding]:
     length = first.open_for or first.longest
     grade = graded(length > BLOCKED_NOTICE, length > BLOCKED_SERIOUS)
     waiting = sum(blocker.waiting for blocker in blockers)
+    wait = "waits" if waiting == 1 else "wait"
     found = (
-        f"{counted(waiting, 'session')} (such as backend {first.waiting_pids[0]}) wait for up to {lasted(first.longest)} for "
+        f"{counted(waiting, 'session')} (such as backend {first.waiting_pids[0]}) {wait} for up to {lasted(first.longest)} for "
         f"{session(first.pid, first.application, first.user)}, {first.state or 'in an unknown state'}, whose transaction is open for "
         f"{lasted(length)}"
     )

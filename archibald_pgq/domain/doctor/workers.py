@@ -100,7 +100,9 @@ def presence(workers: list[Worker], demand: Demand) -> list[Finding]:
 
 def kinds(unhandled: list[Unhandled], live_workers: int) -> list[Finding]:
     """Judge the kinds that wait and nobody handles; where no worker is alive, that is said elsewhere."""
-    if not live_workers or not unhandled:
+    if not live_workers:
+        return [Finding("kinds", Severity.OK, "no worker is alive (see workers), so that no kind is singled out")]
+    if not unhandled:
         return [Finding("kinds", Severity.OK, "every kind that waits has a live worker that handles it")]
     each = [f"{one.kind} ({counted(one.agents, 'agent')})" for one in unhandled]
     found = f"no live worker handles {named(each)}: a free worker fails these jobs"

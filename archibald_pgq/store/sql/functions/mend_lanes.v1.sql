@@ -1,18 +1,19 @@
 -- Lanes that contradict their jobs: finding them, and repairing those that no live worker is concerned with. The doctor's; workers never
 -- call it. A contradiction comes from a change by hand, or is a defect of the queue.
 
--- Looks, by index, at up to p_limit agents with due jobs (from a random one on and round), ready lanes, running lanes and lanes of running
--- jobs. STABLE: all statements see what the caller's sees, so that a claim or a settle in between is no contradiction.
+-- Looks, by index, at up to p_limit agents with due jobs (those behind p_from; NULL: from a random one on and round), and as many ready
+-- lanes, running lanes and lanes of running jobs. STABLE: all statements see what the caller's sees, so that a claim or a settle in between is no contradiction.
 -- A lane that somebody is about to look at (a wake, a doubt, a pause with an end) is none either. A lost worker's lanes are the takeover's.
--- Returns a row for each odd lane, and one (fault NULL) with the number of lanes looked at.
-CREATE FUNCTION archibald.odd_lanes(p_limit integer)
+-- Returns a row for each odd lane, and one (fault NULL) with the number of lanes looked at and in `lane` the last agent with due jobs, from
+-- which to go on (NULL: there are no more).
+CREATE FUNCTION archibald.odd_lanes(p_limit integer, p_from bigint DEFAULT NULL)
 RETURNS TABLE (lane bigint, user_id text, fault text, mendable boolean, worker_id bigint, looked bigint)
 LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-  v_from   bigint := floor(random() * coalesce((SELECT max(id) FROM archibald.agents), 0));
-  v_next   bigint := v_from - 1;
-  v_round  boolean := false;     -- past the last agent, and on from the first
+  v_from   bigint := coalesce(p_from, floor(random() * coalesce((SELECT max(id) FROM archibald.agents), 0))::bigint);
+  v_next   bigint := v_from;
+  v_round  boolean := p_from IS NOT NULL;     -- past the last agent, and on from the first
   v_lanes  bigint[] := '{}';
 BEGIN
   WHILE cardinality(v_lanes) < p_limit LOOP
@@ -23,7 +24,7 @@ BEGIN
       v_next := -1;
       CONTINUE;
     END IF;
-    EXIT WHEN v_next IS NULL OR v_round AND v_next >= v_from;
+    EXIT WHEN v_next IS NULL OR p_from IS NULL AND v_round AND v_next > v_from;
     v_lanes := v_lanes || v_next;
   END LOOP;
   v_lanes := ARRAY (
@@ -68,7 +69,7 @@ BEGIN
            s.worker_id, NULL::bigint
       FROM seen s WHERE s.fault IS NOT NULL
      UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, cardinality(v_lanes);
+    SELECT v_next, NULL, NULL, NULL, NULL, cardinality(v_lanes);
 END $$;
 
 -- Looks as odd_lanes(p_look) does, and repairs up to p_limit lanes; returns those that it repaired. Whatever somebody holds is left to the next call, nothing waits.
@@ -76,7 +77,8 @@ END $$;
 -- that is fenced already, and goes the way of every lost worker's lanes: to needs_review, back, or to its end after p_max_losses.
 -- Only under the agent's lock: while a worker or a person holds it, handler code may run.
 -- Lock order: worker, lane, job.
-CREATE FUNCTION archibald.mend_lanes(p_look integer, p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, fault text)
+CREATE FUNCTION archibald.mend_lanes(p_from bigint, p_look integer, p_limit integer, p_max_losses integer)
+RETURNS TABLE (user_id text, fault text, next bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -87,8 +89,12 @@ DECLARE
   v_faults  text[];
   v_worker  bigint;
 BEGIN
-  SELECT array_agg(o.lane), array_agg(o.user_id), array_agg(o.fault) INTO v_lanes, v_users, v_faults
-    FROM (SELECT * FROM archibald.odd_lanes(p_look) AS o WHERE o.mendable ORDER BY random() LIMIT p_limit) AS o;
+  WITH odd AS MATERIALIZED (SELECT * FROM archibald.odd_lanes(p_look, p_from)),
+  picked AS (SELECT * FROM odd o WHERE o.mendable ORDER BY random() LIMIT p_limit)
+  SELECT array_agg(s.lane), array_agg(s.user_id), array_agg(s.fault), (SELECT o.lane FROM odd o WHERE o.fault IS NULL)
+    INTO v_lanes, v_users, v_faults, next FROM picked s;
+  fault := NULL;
+  RETURN NEXT;
   IF v_lanes IS NULL THEN
     RETURN;
   END IF;
@@ -123,6 +129,6 @@ BEGIN
     PERFORM archibald.release_fenced_lanes(p_limit, p_max_losses);
   END IF;
   RETURN QUERY
-    SELECT o.user_id, o.fault FROM unnest(v_lanes, v_users, v_faults) AS o(lane, user_id, fault)
+    SELECT o.user_id, o.fault, NULL::bigint FROM unnest(v_lanes, v_users, v_faults) AS o(lane, user_id, fault)
      WHERE o.lane = ANY (coalesce(v_hints, '{}') || coalesce(v_lost, '{}'));
 END $$;
