@@ -104,9 +104,10 @@ def lanes(odd: list[OddLane], looked: Looked) -> list[Finding]:
 def unseen(seen: Unseen, live_workers: int) -> list[Finding]:
     """Judge the jobs that ask for a look."""
     name = "unseen_jobs"
+    ask = "asks" if seen.jobs == 1 else "ask"
     if seen.longest <= UNSEEN:
-        return [Finding(name, Severity.OK, f"{counted(seen.jobs, 'job', COUNTED)} ask for a look, none for long")]
-    found = f"{counted(seen.jobs, 'job', COUNTED)} ask for a look, the longest for {lasted(seen.longest)}, and no worker has looked"
+        return [Finding(name, Severity.OK, f"{counted(seen.jobs, 'job', COUNTED)} {ask} for a look, none for long")]
+    found = f"{counted(seen.jobs, 'job', COUNTED)} {ask} for a look, the longest for {lasted(seen.longest)}, and no worker has looked"
     if not live_workers:
         return [Finding(name, Severity.NOTICE, found, "start one with `archibald-pgq run`")]
     remedy = "look at the workers' log, and at oldest_transaction: somebody may hold these rows"

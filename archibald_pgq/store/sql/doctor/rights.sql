@@ -1,8 +1,10 @@
 -- What this role lacks of what a worker and an enqueuer need on the tables and functions, by its privileges and not by its name.
+-- A right on some columns counts: an enqueuer need not have it on all.
 WITH needed (who, thing, has) AS (
   SELECT 'both', 'USAGE of the schema archibald', has_schema_privilege('archibald', 'USAGE')
   UNION ALL
-  SELECT n.who, n.privilege || ' on ' || n.relation, has_table_privilege('archibald.' || n.relation, n.privilege)
+  SELECT n.who, n.privilege || ' on ' || n.relation, CASE n.privilege WHEN 'DELETE' THEN has_table_privilege('archibald.' || n.relation, 'DELETE')
+                          ELSE has_any_column_privilege('archibald.' || n.relation, n.privilege) END
     FROM (VALUES ('enqueuer', 'jobs', 'INSERT'), ('worker', 'jobs', 'SELECT'),
                  ('worker', 'workers', 'INSERT'), ('worker', 'workers', 'SELECT'), ('worker', 'workers', 'UPDATE'),
                  ('worker', 'operations', 'SELECT')) AS n(who, relation, privilege)
@@ -14,7 +16,8 @@ WITH needed (who, thing, has) AS (
                  ('worker', 'make_history_partitions'), ('worker', 'drop_history_partitions')) AS n(who, name)
   UNION ALL
   -- functions that run with the caller's own rights need these on the tables
-  SELECT n.who, n.privilege || ' on ' || n.relation, has_table_privilege('archibald.' || n.relation, n.privilege)
+  SELECT n.who, n.privilege || ' on ' || n.relation, CASE n.privilege WHEN 'DELETE' THEN has_table_privilege('archibald.' || n.relation, 'DELETE')
+                          ELSE has_any_column_privilege('archibald.' || n.relation, n.privilege) END
     FROM (VALUES ('enqueuer', 'jobs_before_insert', 'agents', 'SELECT'), ('enqueuer', 'jobs_before_insert', 'operations', 'SELECT'),
                  ('enqueuer', 'jobs_before_insert', 'idempotency_keys', 'INSERT'),
                  ('enqueuer', 'jobs_before_insert', 'idempotency_keys', 'UPDATE'),
