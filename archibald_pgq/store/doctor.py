@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import psycopg
@@ -138,13 +139,17 @@ class _Look:
 
 def _checks(look: _Look, settings: Settings) -> Iterator[tuple[str, Judge]]:
     """Yield the checks of the queue, in the order in which they are shown."""
-    there = look.all("workers", workers.Worker)
-    live = sum(not worker.silent for worker in there)
+    # asked for by each check that needs it, so that who may not see workers gets the other checks
+    there = cache(lambda: look.all("workers", workers.Worker))
+
+    def live() -> int:
+        return sum(not worker.silent for worker in there())
+
     yield "rights", lambda: server.rights(look.one("rights", server.Rights))
-    yield "workers", lambda: workers.presence(there, look.one("demand", workers.Demand))
-    yield "kinds", lambda: workers.kinds(look.all("kinds", workers.Unhandled, limit=LANES), live)
+    yield "workers", lambda: workers.presence(there(), look.one("demand", workers.Demand))
+    yield "kinds", lambda: workers.kinds(look.all("kinds", workers.Unhandled, limit=LANES), live())
     yield "lanes", lambda: _lanes(look)
-    yield "unseen_jobs", lambda: queue.unseen(look.one("unseen", queue.Unseen), live)
+    yield "unseen_jobs", lambda: queue.unseen(look.one("unseen", queue.Unseen), live())
     yield "review", lambda: queue.review(look.one("review", queue.Review, review=queue.REVIEW))
     yield "agent_locks", lambda: sessions.agent_locks(look.all("agent_locks", sessions.LockHolder))
     yield "blocked", lambda: sessions.blocked(look.all("blocked", sessions.Blocker))
@@ -154,7 +159,9 @@ def _checks(look: _Look, settings: Settings) -> Iterator[tuple[str, Judge]]:
     yield "history", lambda: _history(look, settings)
     yield (
         "settings",
-        lambda: workers.settings(there, look.one("capacity", workers.Capacity), look.all("timeouts", workers.Timeout)),
+        lambda: workers.settings(
+            there(), look.one("capacity", workers.Capacity), look.all("timeouts", workers.Timeout)
+        ),
     )
 
 
