@@ -15,7 +15,9 @@ import typer
 from archibald_pgq.app import VERSION
 from archibald_pgq.cli import agents, database, jobs, overview, review
 from archibald_pgq.cli.demo import demo
+from archibald_pgq.cli.doctor import doctor
 from archibald_pgq.cli.explain import explain
+from archibald_pgq.cli.health import health
 from archibald_pgq.cli.run import run
 from archibald_pgq.errors import ArchibaldError, JobStateError
 
@@ -58,6 +60,8 @@ app.command(name="agents")(agents.agents)
 app.add_typer(agents.agent, name="agent")
 app.command()(overview.stats)
 app.command()(overview.workers)
+app.command()(doctor)
+app.command()(health)
 app.command(name="review")(review.review)
 app.command()(review.retry)
 app.command()(review.discard)

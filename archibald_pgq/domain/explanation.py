@@ -56,7 +56,7 @@ class Reason(StrEnum):
     BEHIND = "behind"
     """Other jobs of its agent go first."""
     SET_ASIDE = "set_aside"
-    """Its agent rests for a moment, because a row that the claim needs was held or contradictory."""
+    """Its agent rests, because a row that the claim needs is held, or was held or contradictory a moment ago."""
     CONSUMERS_BUSY = "consumers_busy"
     """All consumers that may run it are busy."""
     RESERVED = "reserved"
@@ -218,6 +218,8 @@ def _lock(facts: Facts, clock: _Clock) -> _Found | None:
 
 def _turn(facts: Facts, clock: _Clock) -> _Found:
     """What could run, and is not first."""
+    if facts.row_holder_pid is not None and not facts.jobs_before:
+        return _row_held(facts, clock)
     if not facts.agent_known:
         words = "waits: its agent is not known yet, because no worker has looked since it was enqueued"
         return _Found(Reason.NEW_AGENT, f"{words}; one looks within a second")
@@ -241,6 +243,13 @@ def _turn(facts: Facts, clock: _Clock) -> _Found:
         words = f"waits: all consumers that syncs may use ({facts.sync_consumers}) are busy"
         return _Found(Reason.RESERVED, f"{words}, and the others are reserved for what people ask for{place}")
     return _Found(Reason.NEXT, f"waits: a worker takes it within a second{place if facts.agents_before else ''}")
+
+
+def _row_held(facts: Facts, clock: _Clock) -> _Found:
+    holder = f"backend pid {facts.row_holder_pid} of application {facts.row_holder_application or 'without a name'}"
+    since = f" (its transaction is open since {clock.at(facts.row_holder_since)})" if facts.row_holder_since else ""
+    words = f"waits: {holder} holds the job's row or its agent's{since}; it goes on when that transaction ends"
+    return _Found(Reason.SET_ASIDE, words, since=facts.row_holder_since, until=facts.ready_at)
 
 
 def _job(job_id: int | None, kind: str | None) -> str:

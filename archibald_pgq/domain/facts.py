@@ -30,6 +30,8 @@ class Facts:
         refused_id, refused_kind, refused_until, requeue_count: the job of its agent that was requeued, for that or behind a
             sync that does not make room.
         holder_pid, holder_application, holder_address, holder_since: the session that holds its agent's lock.
+        row_holder_pid, row_holder_application, row_holder_since: the session whose open transaction holds the job's row, its agent's, or
+            that of the agent's first job; since when that transaction is open.
         first_id, first_kind: the due job of its agent that goes first; jobs_before: how many go before this one.
         agents_before: ready agents that go before its own.
         live_workers: all; able_workers: those of them that handle its kind; consumers, sync_consumers: how many of theirs there are, and
@@ -75,6 +77,9 @@ class Facts:
     holder_application: str | None
     holder_address: str | None
     holder_since: datetime | None
+    row_holder_pid: int | None
+    row_holder_application: str | None
+    row_holder_since: datetime | None
     first_id: int | None
     first_kind: str | None
     jobs_before: int

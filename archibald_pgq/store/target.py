@@ -88,6 +88,22 @@ def open_target(database_url: str | None, settings: Settings, *, look_at_demo: b
     return open_embedded(settings, own)
 
 
+def open_running(settings: Settings) -> Target:
+    """Return the given database, or the embedded one if it is up; for probes, which must start and migrate nothing.
+
+    Raises:
+        ConfigError: the DSN cannot be read.
+        DatabaseError: the embedded server is not running.
+    """
+    if settings.database_url:
+        return Target(to_libpq(settings.database_url))
+    own = data_folder(settings) / "postgres"
+    if not embedded.running(own):
+        raise DatabaseError(f"the embedded Postgres in {own} is not running; start a worker with `archibald-pgq run`")
+    server = embedded.join(own, embedded.find_programs(settings.pg_bin))
+    return Target(server.dsn, server)
+
+
 def check_target(target: Target) -> None:
     """Refuse a database that cannot be reached or whose schema does not serve this code.
 

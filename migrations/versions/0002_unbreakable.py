@@ -15,8 +15,8 @@ down_revision = "0001"
 OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
-TABLES: tuple[str, ...] = ()
-FUNCTIONS: tuple[str, ...] = ()
+TABLES: tuple[str, ...] = ("0002_doctor",)
+FUNCTIONS: tuple[str, ...] = ("mend_lanes.v1",)
 
 
 def upgrade() -> None:

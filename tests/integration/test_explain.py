@@ -317,9 +317,34 @@ async def test_its_agent_is_set_aside_while_somebody_holds_its_jobs_row(
         await other.rows("BEGIN")
         await other.rows("SELECT FROM archibald.jobs FOR UPDATE")
         assert await worker.claim() == []
+        pid = other.connection.info.backend_pid
+        words = (
+            f"job {job.id} (submit-order) of alice waits: backend pid {pid} of application without a name holds the job's row "
+            "or its agent's (its transaction is open since TIME); it goes on when that transaction ends"
+        )
+        says(await app.explain(job.id), Reason.SET_ASIDE, words)
+        await other.rows("ROLLBACK")
+        found = await app.explain(job.id)
+        assert found.reason is Reason.SET_ASIDE  # until its agent's rest of a second is over
+        assert "was held by another session" in found.sentence
+
+
+@pytest.mark.parametrize("lock", ["FOR UPDATE", "FOR NO KEY UPDATE"])
+async def test_the_backend_whose_open_transaction_holds_its_agents_row_is_named(
+    app: Archibald, worker: Hand, database: str, lock: str
+) -> None:
+    job, later = [await app.enqueue(kind, user_id="alice") for kind in ("submit-order", "edit-order")]
+    await worker.turn(look=True)
+    async with looking(database, application_name="slow shop") as other:
+        await other.rows("BEGIN")
+        await other.rows(f"SELECT FROM archibald.agents {lock}")
+        assert await worker.claim() == []
         found = await app.explain(job.id)
         assert found.reason is Reason.SET_ASIDE
+        assert f"backend pid {other.connection.info.backend_pid} of application slow shop holds" in found.sentence
+        assert (await app.explain(later.id)).reason is Reason.BEHIND
         await other.rows("ROLLBACK")
+    assert (await app.explain(job.id)).reason is Reason.NEXT
 
 
 async def test_a_finished_job_says_when_and_as_what_and_as_which_job_it_was_retried(

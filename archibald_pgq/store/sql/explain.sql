@@ -5,14 +5,14 @@
 -- Whoever may not see other people's sessions is told the pid and the application of the one that holds the agent's lock, not from where.
 WITH job AS (
   SELECT id, agent_id, user_id, kind, class, state, due, wait_reason, priority, run_after, attempt, max_attempts,
-         last_error AS error, worker_id, cancel_requested_at, NULL::timestamptz AS finished_at
+         last_error AS error, worker_id, cancel_requested_at, NULL::timestamptz AS finished_at, xmax AS locker
     FROM archibald.jobs WHERE id = %(job)s
   UNION ALL
   SELECT id, agent_id, user_id, kind, class, state, false, NULL, priority, run_after, attempt, max_attempts,
-         error, worker_id, NULL, finished_at
+         error, worker_id, NULL, finished_at, NULL
     FROM archibald.job_history WHERE id = %(job)s
 ), lane AS (
-  SELECT a.*, coalesce(a.state = 'running', false) AS runs,
+  SELECT a.*, a.xmax AS locker, coalesce(a.state = 'running', false) AS runs,
          CASE WHEN a.paused_until > now() THEN a.paused_until END AS paused
     FROM job JOIN archibald.agents a ON a.user_id = job.user_id
 ), able AS (                  -- live workers that handle this kind
@@ -38,6 +38,19 @@ WITH job AS (
      AND (NOT EXISTS (SELECT FROM archibald.workers w WHERE w.backend_pid = l.pid AND w.fenced_at IS NULL AND w.stopped_at IS NULL)
           OR EXISTS (SELECT FROM lane WHERE lane.retry_at > now()))
    LIMIT 1
+), first AS (                 -- the due job of its agent that goes first
+  SELECT f.*
+    FROM lane
+   CROSS JOIN LATERAL (SELECT j.id, j.kind, j.xmax AS locker FROM archibald.jobs j
+                        WHERE j.agent_id = lane.id AND j.state = 'queued' AND j.due
+                        ORDER BY (j.class = 'sync'), j.priority, j.id LIMIT 1) AS f
+), row_held AS (              -- whose open transaction holds one of the rows that a claim needs, as far as the row names one; no worker's turn
+  SELECT l.pid, s.application_name AS application, s.xact_start AS since
+    FROM pg_locks l LEFT JOIN pg_stat_activity s ON s.pid = l.pid
+   WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid IS NOT NULL
+     AND l.transactionid IN (SELECT locker FROM job UNION ALL SELECT locker FROM lane UNION ALL SELECT locker FROM first)
+     AND NOT EXISTS (SELECT FROM archibald.workers w WHERE w.backend_pid = l.pid AND w.fenced_at IS NULL AND w.stopped_at IS NULL)
+   LIMIT 1
 )
 SELECT clock_timestamp() AS now, job.id, job.user_id, job.kind, job.class AS job_class, job.state, job.due, job.wait_reason, job.run_after,
        job.attempt, job.max_attempts, job.error, job.finished_at, job.cancel_requested_at,
@@ -58,6 +71,7 @@ SELECT clock_timestamp() AS now, job.id, job.user_id, job.kind, job.class AS job
        refused.id AS refused_id, refused.kind AS refused_kind, refused.run_after AS refused_until, refused.requeue_count,
        held.pid AS holder_pid, session.application_name AS holder_application, host(session.client_addr) AS holder_address,
        session.backend_start AS holder_since,
+       row_held.pid AS row_holder_pid, row_held.application AS row_holder_application, row_held.since AS row_holder_since,
        first.id AS first_id, first.kind AS first_kind,
        (SELECT count(*)
           FROM (SELECT FROM archibald.jobs j
@@ -78,11 +92,10 @@ SELECT clock_timestamp() AS now, job.id, job.user_id, job.kind, job.class AS job
   LEFT JOIN lane ON true
   LEFT JOIN archibald.jobs running ON running.agent_id = lane.id AND running.state = 'running'
   LEFT JOIN archibald.workers worker ON worker.id = coalesce(lane.worker_id, job.worker_id)
-  LEFT JOIN LATERAL (SELECT j.id, j.kind FROM archibald.jobs j
-                      WHERE j.agent_id = lane.id AND j.state = 'queued' AND j.due
-                      ORDER BY (j.class = 'sync'), j.priority, j.id LIMIT 1) AS first ON true
+  LEFT JOIN first ON true
   LEFT JOIN LATERAL (SELECT j.id, j.kind, j.requeue_count, j.run_after FROM archibald.jobs j
                       WHERE j.agent_id = lane.id AND j.state = 'queued' AND j.wait_reason = 'requeue' AND j.run_after > now()
                       ORDER BY j.run_after LIMIT 1) AS refused ON true
   LEFT JOIN held ON true
+  LEFT JOIN row_held ON true
   LEFT JOIN pg_stat_activity session ON session.pid = held.pid
