@@ -27,6 +27,8 @@ def worker_options(dsn: str, name: str, lease: float) -> str:
     options = (
         f"{conninfo_to_dict(to_libpq(dsn)).get('options') or ''} -c lock_timeout=200ms -c jit=off"
         f" -c default_transaction_isolation=read\\ committed -c tcp_user_timeout={dead_after}"
+        # and no function or operator of another schema is called, whoever put it there
+        " -c search_path=pg_catalog,pg_temp"
         " -c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1"
     )
     conninfo = with_options(

@@ -15,8 +15,12 @@ down_revision = "0001"
 OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
-TABLES: tuple[str, ...] = ()
-FUNCTIONS: tuple[str, ...] = ()
+TABLES: tuple[str, ...] = ("0002_limits",)
+FUNCTIONS: tuple[str, ...] = (
+    "lock_key.v2",
+    "enqueue.v2",
+    "security.v1",  # the last: it fixes what the others made
+)
 
 
 def upgrade() -> None:

@@ -271,16 +271,16 @@ async def revise(look: Look, revision: str, oldest_code: str | None) -> None:
         await look.rows("INSERT INTO archibald.schema_revisions VALUES (%s, %s)", revision, oldest_code)
 
 
-@pytest.mark.parametrize("oldest_code", ["0002", None])
+@pytest.mark.parametrize("oldest_code", ["9999", None])
 async def test_a_newer_schema_that_no_longer_serves_this_code_is_refused(
     database: str, look: Look, tmp_path: Path, oldest_code: str | None
 ) -> None:
     await look.rows("SELECT archibald.enqueue('alice', 'submit-order')")
-    await revise(look, "0002", oldest_code)
+    await revise(look, "9999", oldest_code)
     before = fingerprint(database)
     for one in every_command(database, tmp_path):
         assert re.fullmatch(
-            r"the schema archibald at .* is at revision 0002 and no longer serves this code \(revision 0001\); upgrade archibald-pgq",
+            rf"the schema archibald at .* is at revision 9999 and no longer serves this code \(revision {migrations.CODE_REVISION}\); upgrade archibald-pgq",
             one.refused(),
         )
     assert re.fullmatch(
@@ -291,7 +291,7 @@ async def test_a_newer_schema_that_no_longer_serves_this_code_is_refused(
 
 
 async def test_a_newer_schema_that_still_serves_this_code_is_used(database: str, look: Look) -> None:
-    await revise(look, "0002", "0001")
+    await revise(look, "9999", migrations.CODE_REVISION)
     assert migrations.ready(database)
     stage = Stage(hold=False)
     async with Archibald(database) as app:
@@ -309,7 +309,7 @@ async def test_an_older_schema_is_refused_with_the_command_that_mends_it(
     assert not migrations.ready(database)
     for one in every_command(database, tmp_path):
         assert re.fullmatch(
-            f"the schema archibald at .* is at revision 0000, this code needs 0001; {MEND}", one.refused()
+            f"the schema archibald at .* is at revision 0000, this code needs {migrations.CODE_REVISION}; {MEND}", one.refused()
         )
 
 
@@ -334,9 +334,11 @@ async def test_a_role_without_rights_is_told_so_and_one_that_may_only_enqueue_ca
             "the database at .* refuses: permission denied for schema archibald", refused(["jobs"], database=dsn)
         )
         await look.rows("GRANT USAGE ON SCHEMA archibald TO guest")
-        await look.rows(
-            "GRANT SELECT, INSERT, UPDATE ON archibald.jobs, archibald.agents, archibald.operations TO guest"
+        assert re.fullmatch(
+            "the database at .* refuses: permission denied for function enqueue",
+            refused(["enqueue", "submit-order", "alice"], database=dsn),
         )
+        await look.rows("GRANT EXECUTE ON FUNCTION archibald.enqueue TO guest")
         assert command("enqueue", "submit-order", "alice", database=dsn).code == 0
     finally:
         await look.rows("DROP OWNED BY guest; DROP ROLE guest")

@@ -1,10 +1,12 @@
 -- Every way into the queue passes here: the trigger fills in the kind's policy, drops duplicates, and decides whether a worker must be
 -- woken. It takes no row lock of a lane and creates no agent: it may run inside a caller's long transaction.
+-- The trigger itself stays as enqueue.v1 made it. security.v1 makes the trigger's function and the two that callers call SECURITY DEFINER,
+-- so that who may only enqueue needs no right on the keys, the agents or the policies.
 -- Lock order: key rows of the caller, then the bucket (shared, until the caller commits), then the job row itself.
 
 -- Is this key taken? Returns the job that has it, or NULL after giving it to p_job. Holds the key's row until the caller commits, so that
 -- of a thousand callers with one key one goes first and the others see its job.
-CREATE FUNCTION archibald.take_key(p_user_id text, p_key text, p_job bigint, p_created_at timestamptz, p_window interval) RETURNS bigint
+CREATE OR REPLACE FUNCTION archibald.take_key(p_user_id text, p_key text, p_job bigint, p_created_at timestamptz, p_window interval) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
   v_key archibald.idempotency_keys%ROWTYPE;
@@ -41,7 +43,7 @@ BEGIN
 END $$;
 
 -- The queued sync of this user and kind, if there is one. Two enqueuers that both see none meet on a row of sync_keys.
-CREATE FUNCTION archibald.queued_sync(p_user_id text, p_kind text) RETURNS bigint
+CREATE OR REPLACE FUNCTION archibald.queued_sync(p_user_id text, p_kind text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
   v_job bigint;
@@ -59,8 +61,8 @@ BEGIN
   END LOOP;
 END $$;
 
-CREATE FUNCTION archibald.jobs_before_insert() RETURNS trigger
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE OR REPLACE FUNCTION archibald.jobs_before_insert() RETURNS trigger
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
   v_op       archibald.operations%ROWTYPE;
   v_lane     record;
@@ -68,6 +70,7 @@ DECLARE
   v_key      bigint;
   v_twin     bigint;
   v_window   interval;
+  v_limit    integer;
 BEGIN
   SELECT * INTO v_op FROM archibald.operations WHERE kind = NEW.kind;
   IF NOT FOUND THEN
@@ -135,6 +138,22 @@ BEGIN
     END LOOP;
   END IF;
 
+  -- The agent's backlog: the database's limit, or the caller's where that is lower. Counted no further than the limit, in an index. What
+  -- others enqueue at this moment and have not committed is not seen: so much it may be exceeded by. A person's retry is never refused.
+  v_limit := least((SELECT l.agent_backlog FROM archibald.limits l WHERE l.one),
+                   nullif(current_setting('archibald.agent_backlog', true), '')::integer);
+  IF v_limit IS NOT NULL
+     AND (SELECT count(*) FROM (SELECT FROM archibald.jobs j WHERE j.user_id = NEW.user_id AND j.state = 'queued'
+                                 ORDER BY j.id LIMIT v_limit) AS b) >= v_limit
+     AND (NEW.retried_from IS NULL
+       OR EXISTS (SELECT FROM archibald.jobs j WHERE j.retried_from = NEW.retried_from)
+       OR NOT EXISTS (SELECT FROM archibald.job_history h WHERE h.id = NEW.retried_from AND h.user_id = NEW.user_id AND h.kind = NEW.kind
+                                                            AND h.state <> 'completed')) THEN
+    RAISE EXCEPTION 'the agent % has % queued jobs, and may have no more; enqueue again when some of them have run',
+                    quote_literal(NEW.user_id), v_limit
+      USING ERRCODE = 'AQ003', HINT = 'The limit is ARCHIBALD_AGENT_BACKLOG, or agent_backlog in archibald.limits.';
+  END IF;
+
   -- From here until the caller commits nobody may call this agent's lane empty.
   v_key := archibald.lock_key(NEW.user_id);
   PERFORM pg_advisory_xact_lock_shared(1095910216, archibald.bucket(v_key));
@@ -158,11 +177,8 @@ BEGIN
   RETURN NEW;
 END $$;
 
-CREATE TRIGGER jobs_before_insert BEFORE INSERT ON archibald.jobs
-  FOR EACH ROW EXECUTE FUNCTION archibald.jobs_before_insert();
-
 -- Enqueues one job and returns its id; of a duplicate, the id of the job that is already there.
-CREATE FUNCTION archibald.enqueue(user_id text, kind text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL,
+CREATE OR REPLACE FUNCTION archibald.enqueue(user_id text, kind text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL,
                                   run_after timestamptz DEFAULT NULL, retried_from bigint DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -196,7 +212,7 @@ END $$;
 -- of one of the others too, the id of the job that is already there.
 -- The ids are drawn before, in the order given: jobs of one agent keep it, and whatever was not inserted is known to be a duplicate.
 -- Inserted in the order of (user_id, key): two callers take the keys that they share in the same order, and cannot deadlock on them.
-CREATE FUNCTION archibald.enqueue_many(user_ids text[], kinds text[], payloads jsonb[], idempotency_keys text[], run_afters timestamptz[])
+CREATE OR REPLACE FUNCTION archibald.enqueue_many(user_ids text[], kinds text[], payloads jsonb[], idempotency_keys text[], run_afters timestamptz[])
 RETURNS bigint[]
 LANGUAGE plpgsql AS $$
 DECLARE
