@@ -43,6 +43,8 @@ def run() -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
         driver = cast("psycopg.Connection", connection.connection.dbapi_connection)
+        # as in the functions: whatever somebody put into another schema is not called with the rights of who migrates
+        driver.execute("SET search_path = pg_catalog, pg_temp")
         owned = become_owner(driver)
         connection.commit()
         context.configure(

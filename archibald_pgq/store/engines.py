@@ -33,6 +33,8 @@ _OPTIONS: dict[str, Any] = {
     "max_overflow": 0,
     "hide_parameters": True,
     "logging_name": "archibald_pgq",
+    # else each new connection looks for that type, in whatever schema and with whatever operator comes first there
+    "use_native_hstore": False,
 }
 # At DEBUG SQLAlchemy logs rows, and nothing but the level of this logger hides them.
 logging.getLogger("sqlalchemy.engine.Engine.archibald_pgq").setLevel(logging.WARNING)

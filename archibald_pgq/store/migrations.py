@@ -29,7 +29,7 @@ MEND = "run `archibald-pgq migrate`"
 
 REVISION = """
 SELECT v.version_num, r.oldest_code
-  FROM archibald.alembic_version v LEFT JOIN archibald.schema_revisions r ON r.revision = v.version_num
+  FROM archibald.alembic_version v LEFT JOIN archibald.schema_revisions r ON r.revision = CAST(v.version_num AS text)
  ORDER BY v.version_num DESC LIMIT 1
 """
 """The database's revision and the oldest code that it serves; where there is no schema it fails with one of `NO_SCHEMA`."""
