@@ -309,7 +309,8 @@ async def test_an_older_schema_is_refused_with_the_command_that_mends_it(
     assert not migrations.ready(database)
     for one in every_command(database, tmp_path):
         assert re.fullmatch(
-            f"the schema archibald at .* is at revision 0000, this code needs {migrations.CODE_REVISION}; {MEND}", one.refused()
+            f"the schema archibald at .* is at revision 0000, this code needs {migrations.CODE_REVISION}; {MEND}",
+            one.refused(),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from archibald_pgq import AgentBacklogError, Archibald, NewJob
+from archibald_pgq import Archibald, NewJob
 from archibald_pgq.store import migrations
 from tests.commands import call, command, fingerprint, together
 from tests.roles import GROUPS, PASSWORD, logins, psql, run_roles_sql
@@ -300,7 +299,9 @@ async def test_a_worker_runs_with_the_workers_role_alone(roles: Logins, look: Lo
     assert await look.rows(
         "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relispartition AND relnamespace = 'archibald'::regnamespace"
     ) == [("archibald_owner",)]
-    dropped = command("psql", "-Atc", "select count(*) from archibald.drop_history_partitions(30)", database=roles.worker)
+    dropped = command(
+        "psql", "-Atc", "select count(*) from archibald.drop_history_partitions(30)", database=roles.worker
+    )
     assert (dropped.code, dropped.out) == (0, "0\n"), dropped
 
 

@@ -64,15 +64,17 @@ END $$;
 CREATE OR REPLACE FUNCTION archibald.jobs_before_insert() RETURNS trigger
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
-  v_op       archibald.operations%ROWTYPE;
+  v_op       record;
   v_lane     record;
   v_now      timestamptz := clock_timestamp();
   v_key      bigint;
   v_twin     bigint;
   v_window   interval;
   v_limit    integer;
+  v_queued   bigint;
 BEGIN
-  SELECT * INTO v_op FROM archibald.operations WHERE kind = NEW.kind;
+  SELECT o.class, o.priority, o.max_attempts, (SELECT l.agent_backlog FROM archibald.limits l WHERE l.one) AS agent_backlog INTO v_op
+    FROM archibald.operations o WHERE o.kind = NEW.kind;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'unknown kind %: it is not in archibald.operations', quote_literal(coalesce(NEW.kind, ''))
       USING ERRCODE = 'AQ001', HINT = 'Declare it with @app.operation(…) and start that app once, or correct the name.';
@@ -140,18 +142,21 @@ BEGIN
 
   -- The agent's backlog: the database's limit, or the caller's where that is lower. Counted no further than the limit, in an index. What
   -- others enqueue at this moment and have not committed is not seen: so much it may be exceeded by. A person's retry is never refused.
-  v_limit := least((SELECT l.agent_backlog FROM archibald.limits l WHERE l.one),
-                   nullif(current_setting('archibald.agent_backlog', true), '')::integer);
-  IF v_limit IS NOT NULL
-     AND (SELECT count(*) FROM (SELECT FROM archibald.jobs j WHERE j.user_id = NEW.user_id AND j.state = 'queued'
-                                 ORDER BY j.id LIMIT v_limit) AS b) >= v_limit
-     AND (NEW.retried_from IS NULL
-       OR EXISTS (SELECT FROM archibald.jobs j WHERE j.retried_from = NEW.retried_from)
-       OR NOT EXISTS (SELECT FROM archibald.job_history h WHERE h.id = NEW.retried_from AND h.user_id = NEW.user_id AND h.kind = NEW.kind
-                                                            AND h.state <> 'completed')) THEN
-    RAISE EXCEPTION 'the agent % has % queued jobs, and may have no more; enqueue again when some of them have run',
-                    quote_literal(NEW.user_id), v_limit
-      USING ERRCODE = 'AQ003', HINT = 'The limit is ARCHIBALD_AGENT_BACKLOG, or agent_backlog in archibald.limits.';
+  -- (The limit of the count is a subquery, so that the planner does not see its value and plan it anew each time.)
+  v_limit := least(v_op.agent_backlog, nullif(current_setting('archibald.agent_backlog', true), '')::integer);
+  IF v_limit IS NOT NULL THEN
+    v_queued := (SELECT count(*) FROM (SELECT FROM archibald.jobs j WHERE j.user_id = NEW.user_id AND j.state = 'queued'
+                                        ORDER BY j.id LIMIT (SELECT v_limit)) AS b);
+    IF v_queued >= v_limit THEN
+      IF NEW.retried_from IS NULL
+         OR EXISTS (SELECT FROM archibald.jobs j WHERE j.retried_from = NEW.retried_from)
+         OR NOT EXISTS (SELECT FROM archibald.job_history h WHERE h.id = NEW.retried_from AND h.user_id = NEW.user_id
+                                                              AND h.kind = NEW.kind AND h.state <> 'completed') THEN
+        RAISE EXCEPTION 'the agent % has % queued jobs, and may have no more; enqueue again when some of them have run',
+                        quote_literal(NEW.user_id), v_queued
+          USING ERRCODE = 'AQ003', HINT = 'The limit is ARCHIBALD_AGENT_BACKLOG, or agent_backlog in archibald.limits.';
+      END IF;
+    END IF;
   END IF;
 
   -- From here until the caller commits nobody may call this agent's lane empty.
