@@ -75,6 +75,11 @@ def server_refuses(conninfo: str, error: psycopg.Error) -> bool:
     return pq.PGconn.ping(to_libpq(conninfo).encode()) == pq.Ping.REJECT
 
 
+def told(error: psycopg.Error) -> str:
+    """Return what the server says, without the details: they quote rows, which hold payloads, and this goes into a log."""
+    return error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def unreachable(dsn: str, error: psycopg.Error) -> DatabaseError:
     """Return the error for a person: which database, why, and what to do."""
     # libpq's hints ("Is the server running…") are indented; of several addresses the last one's reason is told
