@@ -44,7 +44,9 @@ async def keep_history(conninfo: str, retention_days: int) -> None:
                     except psycopg.Error as error:
                         if connection.closed:
                             raise
-                        logger.warning("upkeep of the history met an error, the next attempt is in an hour: %s", told(error))
+                        logger.warning(
+                            "upkeep of the history met an error, the next attempt is in an hour: %s", told(error)
+                        )
         except psycopg.Error as error:
             logger.warning("upkeep of the history cannot reach the database and tries again: %s", told(error))
             pause = AGAIN

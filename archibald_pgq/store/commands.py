@@ -36,7 +36,8 @@ SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS te
 _WITH_LIMITS = """
 WITH setting AS MATERIALIZED (
   SELECT set_config(name, coalesce(value, current_setting(name, true), ''), true) AS done
-    FROM (VALUES ('archibald.dedup_window', CAST(%(window)s AS text)), ('archibald.agent_backlog', CAST(%(backlog)s AS text))) AS s(name, value))
+    FROM (VALUES ('archibald.dedup_window', CAST(%(window)s AS text)),
+                 ('archibald.agent_backlog', CAST(%(backlog)s AS text))) AS s(name, value))
 SELECT q.answer FROM (SELECT count(done) AS done FROM setting) AS s CROSS JOIN LATERAL ({call} WHERE s.done > 0) AS q(answer)
 """
 _CANCEL = "SELECT archibald.cancel_job(%(job)s)"
@@ -77,7 +78,7 @@ def unknown_job(job_id: int) -> UnknownJobError:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a caller's settings say about its enqueues: ARCHIBALD_DEDUP_WINDOW in seconds, ARCHIBALD_AGENT_BACKLOG (None: the database's)."""
+    """What the settings say about enqueues: ARCHIBALD_DEDUP_WINDOW in seconds, ARCHIBALD_AGENT_BACKLOG (None: the database's)."""
 
     window: float = DEFAULT_WINDOW
     backlog: int | None = None
@@ -98,7 +99,9 @@ def enqueue(job: NewJob, limits: Limits) -> Request[int]:
         "delay": float(job.delay) or None,
     }
     # the window decides about keys alone
-    return _limited(_ENQUEUE, params, limits if job.idempotency_key is not None else replace(limits, window=DEFAULT_WINDOW))
+    return _limited(
+        _ENQUEUE, params, limits if job.idempotency_key is not None else replace(limits, window=DEFAULT_WINDOW)
+    )
 
 
 def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:

@@ -81,7 +81,9 @@ def become_owner(connection: psycopg.Connection[Any]) -> bool:
         "WHERE n.nspname = 'archibald'"
     ).fetchone()
     if found is None:
-        connection.execute("CREATE SCHEMA archibald")  # IF NOT EXISTS would need the right to create one also where it exists
+        connection.execute(
+            "CREATE SCHEMA archibald"
+        )  # IF NOT EXISTS would need the right to create one also where it exists
         return False
     if not all(found):
         return False

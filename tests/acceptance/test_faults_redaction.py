@@ -72,7 +72,7 @@ async def test_no_payload_and_no_password_is_in_a_workers_log_or_arguments(at: S
 
 
 async def test_psql_gets_no_password_as_an_argument(at: Scene) -> None:
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220  # it is not waited for
         [sys.executable, "-m", "archibald_pgq", "psql", "-c", "select pg_sleep(60)"],
         env=environment(make_conninfo(at.database, password=SECRET)),
         stdin=subprocess.DEVNULL,

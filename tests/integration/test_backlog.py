@@ -139,14 +139,14 @@ async def test_the_count_reads_no_more_than_the_limit(look: Look) -> None:
     await look.rows("ANALYZE archibald.jobs")
     await look.rows(LIMIT, 10)
 
+    read = """
+        SELECT pg_stat_get_xact_tuples_fetched(oid) + pg_stat_get_xact_tuples_returned(oid)
+             + (SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index WHERE indrelid = c.oid)
+          FROM pg_class c WHERE oid = 'archibald.jobs'::regclass
+    """
     async with look.connection.transaction():
-        try:
+        with pytest.raises(errors.Error) as caught:
             async with look.connection.transaction():
                 await look.rows(INSERT)
-        except errors.Error as error:
-            assert error.sqlstate == "AQ003"
-        read = await look.value(
-            "SELECT pg_stat_get_xact_tuples_fetched('archibald.jobs'::regclass) + pg_stat_get_xact_tuples_returned('archibald.jobs'::regclass)"
-            " + (SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index WHERE indrelid = 'archibald.jobs'::regclass)"
-        )
-    assert 0 < read < 100
+        assert caught.value.sqlstate == "AQ003"
+        assert 0 < await look.value(read) < 100

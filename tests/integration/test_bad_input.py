@@ -280,7 +280,8 @@ async def test_a_newer_schema_that_no_longer_serves_this_code_is_refused(
     before = fingerprint(database)
     for one in every_command(database, tmp_path):
         assert re.fullmatch(
-            rf"the schema archibald at .* is at revision 9999 and no longer serves this code \(revision {migrations.CODE_REVISION}\); upgrade archibald-pgq",
+            r"the schema archibald at .* is at revision 9999 and no longer serves this code "
+            rf"\(revision {migrations.CODE_REVISION}\); upgrade archibald-pgq",
             one.refused(),
         )
     assert re.fullmatch(

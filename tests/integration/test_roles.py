@@ -127,7 +127,8 @@ def test_each_role_has_the_rights_of_the_matrix_and_no_others(roles: Logins) -> 
             "SELECT relname FROM pg_class WHERE relnamespace = 'archibald'::regnamespace AND relkind IN ('r', 'p', 'v', 'S') "
             "AND (relowner <> 'archibald_owner'::regrole OR (relispartition OR relkind = 'S') "
             "     AND EXISTS (SELECT FROM aclexplode(relacl) WHERE grantee <> relowner)) "
-            "UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'archibald'::regnamespace AND proowner <> 'archibald_owner'::regrole "
+            "UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'archibald'::regnamespace "
+            "AND proowner <> 'archibald_owner'::regrole "
             "UNION ALL SELECT nspname FROM pg_namespace WHERE nspname = 'archibald' AND nspowner <> 'archibald_owner'::regrole"
         ).fetchall()
         assert others == []
@@ -315,7 +316,10 @@ def test_a_member_of_the_owner_migrates_and_owner_and_rights_stay(
     assert (ended.code, ended.err) == (0, ""), ended
     with psycopg.connect(empty_database, autocommit=True) as empty, psycopg.connect(roles.database) as other:
         assert sorted(empty.execute(OF_TABLES, ())) == sorted(other.execute(OF_TABLES, ()))
-        acls = "SELECT proname, proowner::regrole::text, proacl::text FROM pg_proc WHERE pronamespace = 'archibald'::regnamespace ORDER BY 1"
+        acls = (
+            "SELECT proname, proowner::regrole::text, proacl::text FROM pg_proc "
+            "WHERE pronamespace = 'archibald'::regnamespace ORDER BY 1"
+        )
         rights = empty.execute(acls).fetchall()
         assert rights == other.execute(acls).fetchall()
         assert {owner for _, owner, _ in rights} == {"archibald_owner"}
@@ -375,7 +379,8 @@ async def test_functions_and_operators_of_a_hostile_schema_are_never_called(role
             ("now", "", "timestamptz"), ("clock_timestamp", "", "timestamptz"), ("coalesced", "text", "text"),
             ("pg_notify", "text, text", "void"), ("char_length", "varchar", "integer"), ("jsonb_typeof", "json", "text"),
             ("make_interval", "integer", "interval"), ("pg_advisory_xact_lock_shared", "integer, bigint", "void"),
-            ("hashtextextended", "text, integer", "bigint"), ("requeue_delay", "integer", "interval"), ("power", "integer, integer", "float8"),
+            ("hashtextextended", "text, integer", "bigint"), ("requeue_delay", "integer", "interval"),
+            ("power", "integer, integer", "float8"),
             ("cardinality", "bigint[]", "integer"), ("array_position", "bigint[], bigint", "integer"), ("format", "text, text", "text"),
             ("and_it", "bigint, integer", "bigint"), ("eq_it", "text, varchar", "boolean"), ("mul_it", "interval, numeric", "interval"),
             ("div_it", "bigint, numeric", "bigint"), ("lt_it", "smallint, numeric", "boolean"), ("cat_it", "text, bigint", "text"),
