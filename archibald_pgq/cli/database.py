@@ -47,7 +47,7 @@ def migrate() -> None:
 
 
 def roles() -> None:
-    """Print the SQL that makes the roles: owner, enqueuer, worker, inspector.
+    """Print the SQL that makes the database's roles.
 
     Read it, and give it to psql as a superuser: `archibald-pgq roles | archibald-pgq psql -v ON_ERROR_STOP=1`.
     """

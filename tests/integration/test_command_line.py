@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archibald_pgq import Archibald, JobCancelledError
 from archibald_pgq.app import VERSION
+from archibald_pgq.store import migrations
 from tests.commands import PATIENCE, PROGRAM, Ended, call, command, environment, fingerprint, together
 from tests.support import Look, Stage, working
 from tests.terminals import on_terminal, without_colours
@@ -52,8 +53,8 @@ def test_version_and_help() -> None:
     shown = command("--help")
     assert (shown.code, shown.err) == (0, "")
     assert re.findall(r"^  ([a-z]+) ", shown.out, re.MULTILINE) == [
-        "run", "migrate", "enqueue", "job", "jobs", "explain", "cancel", "agents", "stats", "workers", "review", "retry", "discard", "psql",
-        "demo", "agent",
+        "run", "migrate", "roles", "enqueue", "job", "jobs", "explain", "cancel", "agents", "stats", "workers", "review", "retry", "discard",
+        "psql", "demo", "agent",
     ]  # fmt: skip
     assert "..." not in "".join(line for line in shown.out.splitlines() if "ARGS" not in line)  # no summary is cut
 
@@ -67,7 +68,9 @@ def test_migrate_makes_the_schema_and_does_nothing_the_second_time(empty_databas
     for _ in range(2):
         ended = command("migrate", database=empty_database)
         assert (ended.code, ended.err) == (0, "")
-        assert re.fullmatch(r".*, database test_\d+: schema archibald is at revision 0001\n", ended.out)
+        assert re.fullmatch(
+            rf".*, database test_\d+: schema archibald is at revision {migrations.CODE_REVISION}\n", ended.out
+        )
         assert "\n".join(ended.out.splitlines()).count("archibald") == 1 + ended.out.count("/archibald-test")
     assert rows(empty_database, "SELECT count(*) FROM archibald.operations") == [(15,)]
     assert command("jobs", database=empty_database) == Ended(0, "no jobs\n", "")
