@@ -12,6 +12,7 @@ from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.states import State
 from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, WorkerRecord
 from archibald_pgq.errors import (
+    AgentBacklogError,
     ArchibaldError,
     ConfigError,
     DatabaseError,
@@ -20,6 +21,7 @@ from archibald_pgq.errors import (
     JobFailedError,
     JobNeedsReviewError,
     JobStateError,
+    NotPermittedError,
     SchemaError,
     UnknownAgentError,
     UnknownJobError,
@@ -31,6 +33,7 @@ from archibald_pgq.runtime.context import JobContext
 from archibald_pgq.sync import SyncArchibald
 
 __all__ = [
+    "AgentBacklogError",
     "AgentRecord",
     "Archibald",
     "ArchibaldError",
@@ -51,6 +54,7 @@ __all__ = [
     "JobRecord",
     "JobStateError",
     "NewJob",
+    "NotPermittedError",
     "Policy",
     "Reason",
     "SchemaError",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
@@ -19,6 +20,7 @@ from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.states import State
 from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
+from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.handle import Job
 from archibald_pgq.runtime.registry import Handler, declared_policy
 from archibald_pgq.runtime.worker import Worker
@@ -146,6 +148,7 @@ class Archibald:
 
         Raises:
             InvalidJobError: an argument is not allowed; UnknownKindError: the kind has no policy in the database.
+            AgentBacklogError: the agent has ARCHIBALD_AGENT_BACKLOG queued jobs already.
             DatabaseError, SchemaError: the database cannot be used.
         """
         job = NewJob(
@@ -155,7 +158,7 @@ class Archibald:
             idempotency_key=idempotency_key,
             delay=delay,
         )
-        return self._handle(await self._ask(commands.enqueue(job, self.settings.dedup_window), connection))
+        return self._handle(await self._ask(commands.enqueue(job, self._source.limits), connection))
 
     async def enqueue_many(self, jobs: Sequence[NewJob], *, connection: CallerConnection | None = None) -> list[Job]:
         """Enqueue jobs in one statement, all or none, and return their handles in the same order.
@@ -168,11 +171,11 @@ class Archibald:
 
         Raises:
             InvalidJobError: something of a job is not allowed (the text says which, from 1), or they are over 256 MB in all.
-            UnknownKindError, DatabaseError, SchemaError: see `enqueue`.
+            UnknownKindError, AgentBacklogError, DatabaseError, SchemaError: see `enqueue`.
         """
         return [
             self._handle(job_id)
-            for job_id in await self._ask(commands.enqueue_many(jobs, self.settings.dedup_window), connection)
+            for job_id in await self._ask(commands.enqueue_many(jobs, self._source.limits), connection)
         ]
 
     async def job(self, job_id: int) -> JobRecord:
@@ -321,7 +324,8 @@ class Archibald:
             # before the first enqueue of such a kind, and on a connection of our own: not part of a caller's transaction
             for kind, policy in self._source.registry.declared():
                 if kind not in self._declared:
-                    await self._client.ask(commands.declare(kind, policy))
+                    with suppress(NotPermittedError):  # a role that may only enqueue leaves it to the workers
+                        await self._client.ask(commands.declare(kind, policy))
                     self._declared.add(kind)
             return self._client
 

@@ -75,6 +75,12 @@ SETTINGS: dict[str, Setting] = {
         "seconds after its enqueue in which an idempotency key still returns its job",
         _seconds(0, 86400),
     ),
+    "agent_backlog": Setting(
+        "ARCHIBALD_AGENT_BACKLOG",
+        "",
+        "queued jobs of one agent from which on an enqueue is refused (default: as many as `archibald.limits` allows, that is any number)",
+        _whole(1, 1_000_000),
+    ),
     "lease": Setting(
         "ARCHIBALD_LEASE", "6", "seconds of silence after which a worker's agents are given to others", _seconds(2, 600)
     ),
@@ -122,6 +128,7 @@ class Settings:
     pg_bin: Path | None
     shutdown_grace: float
     dedup_window: float
+    agent_backlog: int | None
     lease: float
     reserved_consumers: int
     preempt_grace: float

@@ -19,6 +19,10 @@ class DatabaseError(ArchibaldError):
     """The database cannot be used: wrong DSN, not reachable, or it refused a statement."""
 
 
+class NotPermittedError(DatabaseError):
+    """The login of this connection may not do this; `archibald-pgq roles` makes roles that may."""
+
+
 class SchemaError(DatabaseError):
     """The schema `archibald` is missing, too old, or too new for this code."""
 
@@ -29,6 +33,10 @@ class InvalidJobError(ArchibaldError, ValueError):
 
 class UnknownKindError(InvalidJobError):
     """The kind is not in `archibald.operations`."""
+
+
+class AgentBacklogError(ArchibaldError):
+    """The agent has as many queued jobs as it may have; the same enqueue passes when some of them have run."""
 
 
 class UnknownJobError(ArchibaldError, LookupError):

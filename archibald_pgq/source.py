@@ -13,6 +13,7 @@ from typing import Protocol
 
 from archibald_pgq import config
 from archibald_pgq.runtime.registry import Registry
+from archibald_pgq.store.commands import Limits
 from archibald_pgq.store.target import Target, open_target
 
 
@@ -62,6 +63,15 @@ class Source:
         if self._settings is None:
             self._settings = config.load()
         return self._settings
+
+    @property
+    def limits(self) -> Limits:
+        """What the settings say about enqueues.
+
+        Raises:
+            ConfigError: see `settings`.
+        """
+        return Limits(self.settings.dedup_window, self.settings.agent_backlog)
 
     def use(self, target: Target) -> None:
         """Use an opened database instead of looking for one; before the first use only."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.states import State
 from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
+from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.handle import SyncJob
 from archibald_pgq.source import Source, forget_after_fork
 from archibald_pgq.store import commands, reads
@@ -59,11 +61,11 @@ class SyncArchibald:
             idempotency_key=idempotency_key,
             delay=delay,
         )
-        return self._handle(self._ask(commands.enqueue(job, self._source.settings.dedup_window), connection))
+        return self._handle(self._ask(commands.enqueue(job, self._source.limits), connection))
 
     def enqueue_many(self, jobs: Sequence[NewJob], *, connection: SyncCallerConnection | None = None) -> list[SyncJob]:
         """Enqueue jobs in one statement; see `Archibald.enqueue_many`."""
-        request = commands.enqueue_many(jobs, self._source.settings.dedup_window)
+        request = commands.enqueue_many(jobs, self._source.limits)
         return [self._handle(job_id) for job_id in self._ask(request, connection)]
 
     def wait(self, job: SyncJob | int, timeout: float | None = None) -> Any:
@@ -170,6 +172,7 @@ class SyncArchibald:
             # before the first enqueue of such a kind, and on a connection of our own: not part of a caller's transaction
             for kind, policy in self._source.registry.declared():
                 if kind not in self._declared:
-                    self._client.ask(commands.declare(kind, policy))
+                    with suppress(NotPermittedError):  # a role that may only enqueue leaves it to the workers
+                        self._client.ask(commands.declare(kind, policy))
                     self._declared.add(kind)
             return self._client

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import psycopg
 from alembic import context
 from sqlalchemy import create_engine, pool
@@ -9,7 +11,7 @@ from sqlalchemy import create_engine, pool
 from archibald_pgq import config as settings
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.dsn import to_libpq
-from archibald_pgq.store.migrations import require_supported
+from archibald_pgq.store.migrations import become_owner, grant_rights, require_supported
 from archibald_pgq.store.tables import metadata
 
 MIGRATION_LOCK = 7310310224816104
@@ -40,7 +42,10 @@ def run() -> None:
     engine = create_engine("postgresql+psycopg://", creator=lambda: _connect(dsn), poolclass=pool.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-        connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS archibald")
+        driver = cast("psycopg.Connection", connection.connection.dbapi_connection)
+        # as in the functions: whatever somebody put into another schema is not called with the rights of who migrates
+        driver.execute("SET search_path = pg_catalog, pg_temp")
+        owned = become_owner(driver)
         connection.commit()
         context.configure(
             connection=connection,
@@ -49,6 +54,7 @@ def run() -> None:
             include_schemas=True,
             include_name=_not_a_partition,
             transaction_per_migration=True,
+            on_version_apply=lambda **_: grant_rights(driver) if owned else None,
         )
         with context.begin_transaction():
             context.run_migrations()

@@ -51,6 +51,7 @@ def _root(
 
 app.command()(run)
 app.command()(database.migrate)
+app.command()(database.roles)
 app.command()(jobs.enqueue)
 app.command()(jobs.job)
 app.command(name="jobs")(jobs.jobs)

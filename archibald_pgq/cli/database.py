@@ -1,4 +1,4 @@
-"""Commands about the database: migrate, psql; and which database a command looks at."""
+"""Commands about the database: migrate, roles, psql; and which database a command looks at."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
 from archibald_pgq import config
+from archibald_pgq.cli.output import say
 from archibald_pgq.config import Settings
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store import migrations
@@ -43,6 +44,14 @@ def migrate() -> None:
         if not target.embedded:
             migrations.upgrade(target.dsn)
         typer.echo(f"{redacted(target.dsn)}: schema archibald is at revision {migrations.CODE_REVISION}")
+
+
+def roles() -> None:
+    """Print the SQL that makes the database's roles.
+
+    Read it, and give it to psql as a superuser: `archibald-pgq roles | archibald-pgq psql -v ON_ERROR_STOP=1`.
+    """
+    say(migrations.roles_sql().rstrip())
 
 
 def psql(context: typer.Context) -> None:

@@ -24,7 +24,7 @@ from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime.executor import Run, Stop, error_text
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
-from archibald_pgq.store.connect import connect
+from archibald_pgq.store.connect import connect, told
 from archibald_pgq.store.turn import NOTHING, Owner, Settlement, Turn, Want
 
 logger = logging.getLogger(__name__)
@@ -247,14 +247,14 @@ class Dispatcher:
         if isinstance(error, _TRANSIENT):
             logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
             return SOON * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret
-        await self._one_by_one()
+        await self._one_by_one(error)
         await asyncio.sleep(SOON)  # whatever is wrong, it must not be tried in a tight loop
         return 0.0
 
-    async def _one_by_one(self) -> None:
+    async def _one_by_one(self, cause: psycopg.Error) -> None:
         """Repeat a failed turn item by item; an item that fails alone fails its job, with that error."""
         settlements = list(self._settlements.values())
-        logger.exception("a turn of %d outcomes failed and is repeated one by one", len(settlements))
+        logger.error("a turn of %d outcomes failed and is repeated one by one: %s", len(settlements), told(cause))
         for item in settlements:
             try:
                 self._apply(await store.take_turn(self._connection, self.worker_id, [item], NOTHING, look=False))
@@ -269,7 +269,7 @@ class Dispatcher:
 
     async def _reconnect(self, cause: psycopg.Error) -> None:
         """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease)."""
-        logger.warning("the dispatcher lost its connection and reconnects: %s", str(cause).strip().splitlines()[:1])
+        logger.warning("the dispatcher lost its connection and reconnects: %s", told(cause))
         pause = 0.05
         while True:
             await self._connection.close()

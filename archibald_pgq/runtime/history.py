@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from archibald_pgq.store import workers
-from archibald_pgq.store.connect import connect
+from archibald_pgq.store.connect import connect, told
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,10 @@ async def keep_history(conninfo: str, retention_days: int) -> None:
                     except psycopg.Error as error:
                         if connection.closed:
                             raise
-                        logger.warning("upkeep of the history met an error, the next attempt is in an hour: %s", error)
+                        logger.warning(
+                            "upkeep of the history met an error, the next attempt is in an hour: %s", told(error)
+                        )
         except psycopg.Error as error:
-            logger.warning("upkeep of the history cannot reach the database and tries again: %s", error)
+            logger.warning("upkeep of the history cannot reach the database and tries again: %s", told(error))
             pause = AGAIN
         await asyncio.sleep(pause)

@@ -18,7 +18,7 @@ import psycopg
 
 from archibald_pgq.runtime.heartbeat import Heartbeat
 from archibald_pgq.store import workers
-from archibald_pgq.store.connect import connect
+from archibald_pgq.store.connect import connect, told
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Maintenance:
                     await self._round(connection)
                 except psycopg.Error as error:
                     if connection is not None and not connection.closed:
-                        logger.warning("upkeep met an error and goes on: %s", error)
+                        logger.warning("upkeep met an error and goes on: %s", told(error))
                     else:
                         connection = None
                 with contextlib.suppress(TimeoutError):

@@ -247,6 +247,8 @@ async def _cancel_all(tasks: Sequence[asyncio.Task[Any]], patience: float = 0.0)
     ended, left = await asyncio.wait(tasks, timeout=GOODBYE)
     for task in ended:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.debug("%s had ended with %s", task.get_name(), type(error).__name__, exc_info=error)
+            # the server's details quote rows, and rows hold payloads
+            cause = None if isinstance(error, psycopg.Error) else error
+            logger.debug("%s had ended with %s", task.get_name(), type(error).__name__, exc_info=cause)
     if left:
         logger.warning("the database does not answer; left behind: %s", ", ".join(task.get_name() for task in left))

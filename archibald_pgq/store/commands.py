@@ -6,6 +6,7 @@ Owns: these statements, the check of their arguments, and what their answers mea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archibald_pgq.domain.job import ClaimedJob
@@ -31,10 +32,13 @@ SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS te
                               ARRAY (SELECT clock_timestamp() + make_interval(secs => d)
                                        FROM unnest(CAST(%(delays)s AS double precision[])) WITH ORDINALITY AS i(d, n) ORDER BY n))
 """
-# The trigger reads the setting; the CTE is evaluated before the call that depends on it.
-_WITH_WINDOW = """
-WITH setting AS MATERIALIZED (SELECT set_config('archibald.dedup_window', CAST(%(window)s AS text), true) AS done)
-SELECT q.answer FROM setting CROSS JOIN LATERAL ({call} WHERE setting.done IS NOT NULL) AS q(answer)
+# The trigger reads the settings; the CTE is evaluated before the call that depends on it. What is not given stays as the session has it.
+_WITH_LIMITS = """
+WITH setting AS MATERIALIZED (
+  SELECT set_config(name, coalesce(value, current_setting(name, true), ''), true) AS done
+    FROM (VALUES ('archibald.dedup_window', CAST(%(window)s AS text)),
+                 ('archibald.agent_backlog', CAST(%(backlog)s AS text))) AS s(name, value))
+SELECT q.answer FROM (SELECT count(done) AS done FROM setting) AS s CROSS JOIN LATERAL ({call} WHERE s.done > 0) AS q(answer)
 """
 _CANCEL = "SELECT archibald.cancel_job(%(job)s)"
 _RETRY = "SELECT answer, job FROM archibald.retry_job(%(job)s)"
@@ -72,8 +76,16 @@ def unknown_job(job_id: int) -> UnknownJobError:
     return UnknownJobError(f"there is no job {job_id}; `archibald-pgq jobs` lists the newest")
 
 
-def enqueue(job: NewJob, window: float) -> Request[int]:
-    """Enqueue a job; the answer is its id, or the id of the job that it duplicates. `window`: ARCHIBALD_DEDUP_WINDOW in seconds.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the settings say about enqueues: ARCHIBALD_DEDUP_WINDOW in seconds, ARCHIBALD_AGENT_BACKLOG (None: the database's)."""
+
+    window: float = DEFAULT_WINDOW
+    backlog: int | None = None
+
+
+def enqueue(job: NewJob, limits: Limits) -> Request[int]:
+    """Enqueue a job; the answer is its id, or the id of the job that it duplicates.
 
     Raises:
         InvalidJobError: something of the job is not allowed.
@@ -86,11 +98,13 @@ def enqueue(job: NewJob, window: float) -> Request[int]:
         "key": job.idempotency_key,
         "delay": float(job.delay) or None,
     }
-    windowed = job.idempotency_key is not None and window != DEFAULT_WINDOW
-    return _with_window(_ENQUEUE, params, window if windowed else None)
+    # the window decides about keys alone
+    return _limited(
+        _ENQUEUE, params, limits if job.idempotency_key is not None else replace(limits, window=DEFAULT_WINDOW)
+    )
 
 
-def enqueue_many(jobs: Sequence[NewJob], window: float) -> Request[list[int]]:
+def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
     """Enqueue jobs, all or none; the answer is their ids in the same order, of a duplicate that of the job that is already there.
 
     Raises:
@@ -112,13 +126,17 @@ def enqueue_many(jobs: Sequence[NewJob], window: float) -> Request[list[int]]:
         "keys": [job.idempotency_key for job in jobs],
         "delays": [float(job.delay) or None for job in jobs],
     }
-    return _with_window(_ENQUEUE_MANY, params, None if window == DEFAULT_WINDOW else window)
+    return _limited(_ENQUEUE_MANY, params, limits)
 
 
-def _with_window(call: str, params: dict[str, Any], window: float | None) -> Request[Any]:
-    if window is None:
+def _limited(call: str, params: dict[str, Any], limits: Limits) -> Request[Any]:
+    if limits == Limits():
         return Request(call, params, lambda rows: rows[0][0])
-    return Request(_WITH_WINDOW.format(call=call), {**params, "window": str(window)}, lambda rows: rows[0][0])
+    given = {
+        "window": None if limits.window == DEFAULT_WINDOW else str(limits.window),
+        "backlog": None if limits.backlog is None else str(limits.backlog),
+    }
+    return Request(_WITH_LIMITS.format(call=call), {**params, **given}, lambda rows: rows[0][0])
 
 
 def cancel(job_id: int) -> Request[str]:

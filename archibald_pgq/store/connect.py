@@ -27,6 +27,8 @@ def worker_options(dsn: str, name: str, lease: float) -> str:
     options = (
         f"{conninfo_to_dict(to_libpq(dsn)).get('options') or ''} -c lock_timeout=200ms -c jit=off"
         f" -c default_transaction_isolation=read\\ committed -c tcp_user_timeout={dead_after}"
+        # and no function or operator of another schema is called, whoever put it there
+        " -c search_path=pg_catalog,pg_temp"
         " -c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1"
     )
     conninfo = with_options(
@@ -71,6 +73,11 @@ def server_refuses(conninfo: str, error: psycopg.Error) -> bool:
     if "Connection refused" in text or "No such file or directory" in text:
         return True
     return pq.PGconn.ping(to_libpq(conninfo).encode()) == pq.Ping.REJECT
+
+
+def told(error: psycopg.Error) -> str:
+    """Return what the server says, without the details: they quote rows, which hold payloads, and this goes into a log."""
+    return error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def unreachable(dsn: str, error: psycopg.Error) -> DatabaseError:

@@ -34,6 +34,10 @@ def to_libpq(dsn: str) -> str:
         parts = conninfo_to_dict(plain)
     except (psycopg.Error, UnicodeEncodeError):  # which error it is differs between versions of psycopg
         raise ConfigError(_UNREADABLE) from None
+    if "://" in str(
+        parts.get("dbname") or ""
+    ):  # a URL in the wrong place, with its password: messages name the database
+        raise ConfigError(_UNREADABLE)
     if scheme and _misread(plain, str(parts.get("host") or ""), str(parts.get("port") or "")):
         raise ConfigError(_UNREADABLE)
     return plain

@@ -1,10 +1,12 @@
 """The clients' pools of connections: autocommit, at most five, checked before each use.
 
-Guarantees: a forked child never shares a socket with its parent. Must not: outlive the client that asked for it.
+Guarantees: a forked child never shares a socket with its parent; no parameter and no row of a statement gets into a log or into an error's
+text, whatever the level of logging: they hold payloads. Must not: outlive the client that asked for it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import weakref
@@ -24,7 +26,18 @@ FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
 LAST_TIME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
 _URL = "postgresql+psycopg://"
-_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": True, "pool_size": 5, "max_overflow": 0}
+_OPTIONS: dict[str, Any] = {
+    "isolation_level": "AUTOCOMMIT",
+    "pool_pre_ping": True,
+    "pool_size": 5,
+    "max_overflow": 0,
+    "hide_parameters": True,
+    "logging_name": "archibald_pgq",
+    # else each new connection looks for that type, in whatever schema and with whatever operator comes first there
+    "use_native_hstore": False,
+}
+# At DEBUG SQLAlchemy logs rows, and nothing but the level of this logger hides them.
+logging.getLogger("sqlalchemy.engine.Engine.archibald_pgq").setLevel(logging.WARNING)
 
 
 class _TimeLoader(TimestamptzLoader):

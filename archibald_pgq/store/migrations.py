@@ -16,6 +16,7 @@ from archibald_pgq.errors import DatabaseError, SchemaError
 from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
 from archibald_pgq.store.dsn import redacted, with_options
 from archibald_pgq.store.embedded.programs import OLDEST
+from archibald_pgq.store.sql import statement
 
 CODE_REVISION = "0002"
 """The schema revision that this code was written for."""
@@ -28,7 +29,7 @@ MEND = "run `archibald-pgq migrate`"
 
 REVISION = """
 SELECT v.version_num, r.oldest_code
-  FROM archibald.alembic_version v LEFT JOIN archibald.schema_revisions r ON r.revision = v.version_num
+  FROM archibald.alembic_version v LEFT JOIN archibald.schema_revisions r ON r.revision = CAST(v.version_num AS text)
  ORDER BY v.version_num DESC LIMIT 1
 """
 """The database's revision and the oldest code that it serves; where there is no schema it fails with one of `NO_SCHEMA`."""
@@ -63,6 +64,36 @@ def upgrade(dsn: str) -> None:
         if isinstance(cause, psycopg.Error):
             raise _refused(dsn, cause) from None
         raise
+
+
+def roles_sql() -> str:
+    """Return the SQL that makes the roles and gives each its rights, as one transaction for psql."""
+    return f"{statement('roles')}{statement('grants')}\nCOMMIT;\n"
+
+
+def become_owner(connection: psycopg.Connection[Any]) -> bool:
+    """Make the schema there, and go on as `archibald_owner` where it owns the schema and this role is a member; False where it does not.
+
+    What a migration makes then belongs to that role, whoever runs it.
+    """
+    found = connection.execute(
+        "SELECT r.rolname = 'archibald_owner', pg_has_role(r.oid, 'MEMBER') FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner "
+        "WHERE n.nspname = 'archibald'"
+    ).fetchone()
+    if found is None:
+        connection.execute(
+            "CREATE SCHEMA archibald"
+        )  # IF NOT EXISTS would need the right to create one also where it exists
+        return False
+    if not all(found):
+        return False
+    connection.execute("SET ROLE archibald_owner")
+    return True
+
+
+def grant_rights(connection: psycopg.Connection[Any]) -> None:
+    """Give the roles their rights on what is there now; for who has become the owner."""
+    connection.execute(statement("grants"))
 
 
 def _refused(dsn: str, error: psycopg.Error) -> DatabaseError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import Column, ColumnElement, Select, Text, cast, select
 
 from archibald_pgq.domain.explanation import Explanation
 from archibald_pgq.domain.explanation import explain as explain_facts
@@ -58,11 +58,11 @@ def jobs(
     """
     query = select(*_COLUMNS).order_by(all_jobs.c.id.desc()).limit(check_limit(limit))
     if user_id is not None:
-        query = query.where(all_jobs.c.user_id == check_user_id(user_id))
+        query = query.where(_same(all_jobs.c.user_id, check_user_id(user_id)))
     if state is not None:
-        query = query.where(all_jobs.c.state == check_state(state))
+        query = query.where(_same(all_jobs.c.state, check_state(state)))
     if kind is not None:
-        query = query.where(all_jobs.c.kind == check_kind(kind))
+        query = query.where(_same(all_jobs.c.kind, check_kind(kind)))
     if retried_from is not None:
         query = query.where(all_jobs.c.retried_from == check_job_id(retried_from))
     return _records(query)
@@ -74,7 +74,7 @@ def review(limit: int) -> Request[list[JobRecord]]:
     Raises:
         InvalidJobError: the limit is none.
     """
-    query = select(*_COLUMNS).where(all_jobs.c.state == State.NEEDS_REVIEW).order_by(all_jobs.c.id)
+    query = select(*_COLUMNS).where(_same(all_jobs.c.state, State.NEEDS_REVIEW)).order_by(all_jobs.c.id)
     return _records(query.limit(check_limit(limit)))
 
 
@@ -117,6 +117,11 @@ def workers(limit: int) -> Request[list[WorkerRecord]]:
     """
     params = {"limit": check_limit(limit)}
     return Request(statement("workers"), params, lambda rows: [_made(WorkerRecord, row, health=Health) for row in rows])
+
+
+def _same(column: Column[str], value: str) -> ColumnElement[bool]:
+    # As text, like the column: SQLAlchemy sends a varchar, and for that pair of types anybody may have made an operator that fits better.
+    return column == cast(value, Text)
 
 
 def _records(query: Select[Any]) -> Request[list[JobRecord]]:

@@ -14,7 +14,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from archibald_pgq.domain.payload import MAX_JSON_BYTES
-from archibald_pgq.errors import DatabaseError, InvalidJobError, SchemaError, UnknownKindError
+from archibald_pgq.errors import (
+    AgentBacklogError,
+    DatabaseError,
+    InvalidJobError,
+    NotPermittedError,
+    SchemaError,
+    UnknownKindError,
+)
 from archibald_pgq.store.connect import unreachable
 from archibald_pgq.store.dsn import redacted
 from archibald_pgq.store.migrations import MEND
@@ -25,7 +32,7 @@ def translated(dsn: str, *, ours: bool) -> Iterator[None]:
     """Translate what the database refuses in the block; `ours`: on a connection of our own.
 
     Raises:
-        DatabaseError, SchemaError, InvalidJobError, UnknownKindError: see `archibald_pgq.errors`.
+        DatabaseError, SchemaError, InvalidJobError, UnknownKindError, AgentBacklogError: see `archibald_pgq.errors`.
         psycopg.Error, sqlalchemy.exc.DBAPIError: on a caller's connection, what is the caller's to handle.
     """
     try:
@@ -55,6 +62,8 @@ def _translate(dsn: str, error: psycopg.Error | DBAPIError) -> Exception | None:
             )
         case "AQ002":
             return InvalidJobError(message)
+        case "AQ003":
+            return AgentBacklogError(message)
         case "23514" if "jobs_payload_size" in message:
             return InvalidJobError(
                 f"the payload is over {MAX_JSON_BYTES} bytes (1 MB) as JSON; keep large data elsewhere"
@@ -62,7 +71,7 @@ def _translate(dsn: str, error: psycopg.Error | DBAPIError) -> Exception | None:
         case "42P01" | "42883" | "3F000" if "archibald" in message:
             return SchemaError(f"there is no usable schema archibald at {redacted(dsn)}; {MEND}")
         case "42501":
-            return DatabaseError(f"the database at {redacted(dsn)} refuses: {message}")
+            return NotPermittedError(f"the database at {redacted(dsn)} refuses: {message}")
         case str() if state[:2] in {"22", "54"}:
             return InvalidJobError(f"the database cannot take this: {message}")
         case None if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):

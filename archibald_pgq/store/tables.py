@@ -210,6 +210,13 @@ job_history = Table(
     postgresql_partition_by="RANGE (created_at)",
 )
 
+limits = Table(
+    "limits",
+    metadata,
+    Column("one", Boolean, primary_key=True, server_default=text("true")),
+    Column("agent_backlog", Integer),
+)
+
 schema_revisions = Table(
     "schema_revisions",
     metadata,

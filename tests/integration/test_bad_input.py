@@ -339,9 +339,11 @@ async def test_a_role_without_rights_is_told_so_and_one_that_may_only_enqueue_ca
             "the database at .* refuses: permission denied for schema archibald", refused(["jobs"], database=dsn)
         )
         await look.rows("GRANT USAGE ON SCHEMA archibald TO guest")
-        await look.rows(
-            "GRANT SELECT, INSERT, UPDATE ON archibald.jobs, archibald.agents, archibald.operations TO guest"
+        assert re.fullmatch(
+            "the database at .* refuses: permission denied for function enqueue",
+            refused(["enqueue", "submit-order", "alice"], database=dsn),
         )
+        await look.rows("GRANT EXECUTE ON FUNCTION archibald.enqueue TO guest")
         assert command("enqueue", "submit-order", "alice", database=dsn).code == 0
     finally:
         await look.rows("DROP OWNED BY guest; DROP ROLE guest")

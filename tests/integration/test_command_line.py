@@ -53,7 +53,7 @@ def test_version_and_help() -> None:
     shown = command("--help")
     assert (shown.code, shown.err) == (0, "")
     assert re.findall(r"^  ([a-z]+) ", shown.out, re.MULTILINE) == [
-        "run", "migrate", "enqueue", "job", "jobs", "explain", "cancel", "agents", "stats", "workers", "doctor", "health",
+        "run", "migrate", "roles", "enqueue", "job", "jobs", "explain", "cancel", "agents", "stats", "workers", "doctor", "health",
         "review", "retry", "discard", "psql", "demo", "agent",
     ]  # fmt: skip
     assert "..." not in "".join(line for line in shown.out.splitlines() if "ARGS" not in line)  # no summary is cut

@@ -187,7 +187,7 @@ async def test_a_lane_in_doubt_is_looked_at_soon_and_then_ever_less_often(
     stage.register(app, "submit-order")
     await look.rows("CREATE TABLE looks (doubts int, pause interval)")
     await look.rows(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
         "INSERT INTO looks VALUES (NEW.doubts, NEW.doubt_at - clock_timestamp()); RETURN NEW; END $$"
     )
     await look.rows(

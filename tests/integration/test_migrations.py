@@ -63,7 +63,8 @@ def test_the_functions_of_the_migrated_database_are_those_of_the_current_files(d
         newest[name] = max(newest.get(name, 0), int(version))
     with psycopg.connect(database) as connection:
         migrated = connection.execute(FUNCTIONS).fetchall()
-        for name, number in newest.items():
+        security = newest.pop("security")
+        for name, number in (*newest.items(), ("security", security)):  # as in a migration, it is the last
             text = sql.function(f"{name}.v{number}").replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
             connection.execute(text.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER"))
         assert connection.execute(FUNCTIONS).fetchall() == migrated

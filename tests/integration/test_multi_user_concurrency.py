@@ -121,7 +121,7 @@ async def test_requeue_counts_go_up_by_one_and_the_pauses_are_2_4_8_16_30_30(app
     assert await look.value("SELECT archibald.try_lock_agent('alice')")
     await look.rows("CREATE TABLE seen (requeue_count int, pause interval)")
     await look.rows(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
         "INSERT INTO seen VALUES (NEW.requeue_count, NEW.run_after - now()); RETURN NEW; END $$"
     )
     await look.rows(
