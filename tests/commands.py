@@ -136,6 +136,18 @@ def _end(server: subprocess.Popen[str]) -> None:
         server.stdin.close()
 
 
+def alembic(database: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Alembic's own command with the top-level alembic.ini."""
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=CHECKOUT,
+        env=environment(database),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def fingerprint(database: str) -> dict[str, tuple[int, str]]:
     """Return how many rows each relation of a database's own schemas has, and what they hold; nothing else tells that nothing changed."""
     with psycopg.connect(database, autocommit=True) as connection:

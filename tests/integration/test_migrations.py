@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -14,7 +11,7 @@ from sqlalchemy import create_engine, pool
 
 from archibald_pgq.store import migrations, sql
 from archibald_pgq.store.tables import all_jobs, metadata
-from tests.commands import CHECKOUT, environment, fingerprint
+from tests.commands import CHECKOUT, alembic, fingerprint
 
 FUNCTIONS = (
     "SELECT p.oid::regprocedure::text, p.prosrc, pg_get_function_result(p.oid), p.provolatile, p.prosecdef, p.proconfig::text "
@@ -77,17 +74,6 @@ def test_each_migration_records_the_oldest_code_that_it_serves(database: str) ->
         rows = connection.execute("SELECT revision, oldest_code <= revision FROM archibald.schema_revisions").fetchall()
         assert rows == [(path.name[:4], True) for path in sorted((CHECKOUT / "migrations" / "versions").glob("0*.py"))]
         assert rows[-1][0] == migrations.CODE_REVISION
-
-
-def alembic(database: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=CHECKOUT,
-        env=environment(database),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_alembic_upgrade_head_with_the_top_level_file_is_migrate(empty_database: str, database: str) -> None:
