@@ -247,6 +247,45 @@ async def test_a_takeover_goes_on_beside_all_that_callers_leave_open(
     await check_history(faults)
 
 
+# -- for long
+
+
+BULK = "INSERT INTO archibald.jobs (user_id, kind, payload) SELECT {agent}, 'fault-read', {data} FROM generate_series(1, {jobs}) n"
+DATA = """'{"do": "short", "seconds": 0.0}'"""
+
+
+@takes_very_long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("what", "seconds", "agent", "jobs"),
+    [
+        ("an enqueue open for 60 s", 60, "'bulk'", 1),
+        ("50,000 jobs of one agent with a slow commit", 10, "'bulk'", 50_000),
+        ("50,000 jobs of 1,000 agents with a slow commit", 10, "'bulk ' || n % 1000", 50_000),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " s" in value else "",
+)
+async def test_beside_an_enqueue_that_commits_late_other_jobs_are_enqueued_and_run(  # noqa: PLR0917  # pytest calls it by keyword
+    faults: Scene, measured: Measured, figure: Figure, what: str, seconds: float, agent: str, jobs: int
+) -> None:
+    await count_turns(faults.look)
+    worker = await faults.start("a")
+    measured(f"50 jobs of other agents before {what}", await others_go_on(faults))
+    async with looking(faults.database) as caller:
+        await caller.rows("BEGIN")
+        await caller.rows(BULK.format(agent=agent, data=DATA, jobs=jobs))
+        began = await faults.look.value("SELECT clock_timestamp()")
+        figure(f"turns beside {what}: {await turns_per_second(faults.look, 4):.1f} a second")
+        late = "SELECT beat > %s + make_interval(secs => %s) FROM archibald.workers WHERE id = %s"
+        slowest = 0.0
+        while not await faults.look.value(late, began, seconds, worker.worker_id):
+            slowest = max(slowest, await others_go_on(faults))
+        measured(f"50 jobs of other agents beside {what}, the slowest round", slowest)
+        await caller.rows("ROLLBACK" if jobs > 1 else "COMMIT")
+    await faults.until_ended()
+    await check_history(faults)
+
+
 # -- what workers do themselves
 
 
