@@ -21,7 +21,7 @@ from tests.acceptance.conftest import Measured
 from tests.acceptance.faults import Scene, Wire, own_server, scene
 from tests.acceptance.history import Event, append, now
 from tests.reporting import say
-from tests.support import Look
+from tests.support import Look, looking
 
 LEASE = 2.0
 SHORT: dict[str, Any] = {"ARCHIBALD_LEASE": LEASE}
