@@ -211,14 +211,16 @@ async def scene(database: str) -> AsyncIterator[Scene]:
 class OwnServer:
     """A Postgres that the test may stop, start and freeze; nobody else uses it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         layout = layout_of(folder)
         account = prepare_folder(layout)
         make_private(layout, account)
         self._pid_file = layout.data / "postmaster.pid"
         self._log = os.open(layout.log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         programs = reachable(embedded.find_programs(), account, layout)
-        self._cluster = Cluster(layout, programs, account, {"fsync": "off", "max_connections": "60"}, self._log)
+        self._cluster = Cluster(
+            layout, programs, account, {"fsync": "off", "max_connections": "60", **settings}, self._log
+        )
         self._cluster.create()
         self.dsn = layout.dsn
 
@@ -258,11 +260,11 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server() -> Iterator[OwnServer]:
+def own_server(**settings: str) -> Iterator[OwnServer]:
     """Make one in a folder of its own, not started yet."""
     folder = Path(tempfile.mkdtemp(prefix="archibald-own-"))
     try:
-        server = OwnServer(folder)
+        server = OwnServer(folder, settings)
         try:
             yield server
         finally:
@@ -289,6 +291,8 @@ class Wire:
         self.caught = asyncio.Event()
         """Set once a reply was caught, to be delayed."""
         self.dsn = ""
+        self.openings: list[bytes] = []
+        """What each connection said first."""
 
     async def __aenter__(self) -> Wire:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -335,6 +339,8 @@ class Wire:
             else:
                 up_reader, up_writer = await asyncio.open_connection(self._host, int(self._port))
             try:
+                self.openings.append(opening := await reader.read(1 << 16))
+                up_writer.write(opening)
                 pumps = [
                     asyncio.create_task(self._pump(reader, up_writer, replies=False)),
                     asyncio.create_task(self._pump(up_reader, writer, replies=True)),

@@ -135,6 +135,14 @@ def test_tests_and_files_that_a_document_names_exist(document: Path) -> None:
             )
 
 
+def test_no_row_of_the_fault_table_is_left_open() -> None:
+    rows = [line.split(" | ") for line in _text("docs/faults.md").splitlines() if line.startswith("| ")][1:]
+    assert all(len(row) == 5 for row in rows)
+    assert {letter for row in rows for letter in row[1].split()} == set("LOTFRQS") - {"Q"}
+    left = [row[0].removeprefix("| ") for row in rows if any("…" in cell for cell in row)]
+    assert left == [], f"{len(left)} rows of docs/faults.md are open: {'; '.join(left)}"
+
+
 def _log_lines() -> Iterator[tuple[str, str]]:
     """Level and text, with `…` for what differs, of each line that a worker may log."""
     for source in [*(PACKAGE / "runtime").glob("*.py"), PACKAGE / "cli" / "run.py"]:
