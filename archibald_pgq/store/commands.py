@@ -45,9 +45,12 @@ _RETRY = "SELECT answer, job FROM archibald.retry_job(%(job)s)"
 _DISCARD = "SELECT archibald.discard_job(%(job)s)"
 _PAUSE = "SELECT archibald.pause_agent(CAST(%(user_id)s AS text), CAST(%(reason)s AS text))"
 _RESUME = "SELECT archibald.resume_agent(CAST(%(user_id)s AS text))"
+# Beside a caller who holds the job's row it gives up: five handlers that wait would keep all connections.
 _PROGRESS = """
-UPDATE archibald.jobs SET progress = %(percent)s, progress_label = %(label)s
- WHERE id = %(job)s AND state = 'running' AND worker_id = %(worker)s
+WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', '200ms', true) AS is_set)
+UPDATE archibald.jobs j SET progress = %(percent)s, progress_label = %(label)s
+  FROM patience
+ WHERE j.id = %(job)s AND j.state = 'running' AND j.worker_id = %(worker)s AND patience.is_set IS NOT NULL
 """
 _SAVE_STATE = """
 UPDATE archibald.jobs j SET saved_state = CAST(%(state)s AS jsonb)
