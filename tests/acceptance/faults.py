@@ -34,6 +34,12 @@ from tests.acceptance import fault_app
 from tests.acceptance.history import Event, JobRow, append, now, read, violations
 from tests.support import LOOK_EVERY, Look, looking
 
+JOBS = (
+    "SELECT j.id, j.user_id, j.priority, j.state, j.class = 'sync', j.worker_id, h.epoch, j.idempotency_key "
+    "FROM archibald.all_jobs j LEFT JOIN archibald.job_history h ON h.id = j.id AND h.created_at = j.created_at"
+)
+"""The columns of a `JobRow`."""
+
 PATIENCE = 40.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -78,8 +84,8 @@ class Scene:
     # -- workers
 
     async def start(self, name: str, *, of: str = "app", database: str | None = None, **settings: Any) -> Daemon:
-        """Start a worker and wait until it is registered; settings as environment variables. `of`: see `_spawn`."""
-        daemon = self._spawn(name, of, database or self.database, settings)
+        """Start a worker and wait until it is registered; settings as environment variables. `of`: see `spawn`."""
+        daemon = self.spawn(name, of, database or self.database, settings)
         async with asyncio.timeout(PATIENCE):
             while True:
                 rows = await self.look.rows(
@@ -92,7 +98,7 @@ class Scene:
                 assert daemon.process.poll() is None, daemon.log.read_text()
                 await asyncio.sleep(LOOK_EVERY)
 
-    def _spawn(self, name: str, of: str, database: str, settings: dict[str, Any]) -> Daemon:
+    def spawn(self, name: str, of: str, database: str, settings: dict[str, Any]) -> Daemon:
         """Start a worker of the app `of`: a name in the module of the fault tests, or MODULE:NAME."""
         environment = {
             **os.environ,
@@ -196,7 +202,7 @@ class Scene:
 
     async def check(self) -> None:
         """The checker must find nothing, and no lane may be left with a worker."""
-        rows = await self.look.rows("SELECT id, user_id, priority, state, class = 'sync' FROM archibald.all_jobs")
+        rows = await self.look.rows(JOBS)
         broken = violations(read(self.history), [JobRow(*row) for row in rows])
         assert not broken, broken
         assert await self.look.rows("SELECT user_id FROM archibald.agents WHERE state = 'running'") == []
@@ -330,6 +336,11 @@ class Wire:
     def release(self) -> None:
         """Everything arrives again."""
         self._flows.set()
+
+    def reset(self) -> None:
+        """Every connection that there is breaks."""
+        for task in self._tasks:
+            task.cancel()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
