@@ -295,6 +295,7 @@ class Wire:
         self._delay: bytes | None = None
         self._delayed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._flows = asyncio.Event()
         self._flows.set()
         self.lost = asyncio.Event()
@@ -339,13 +340,14 @@ class Wire:
 
     def reset(self) -> None:
         """Every connection that there is breaks."""
-        for task in self._tasks:
-            task.cancel()
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         try:
             await self._flows.wait()
             if self._host.startswith("/"):
@@ -368,6 +370,7 @@ class Wire:
         finally:
             writer.transport.abort()
             self._tasks.discard(task)
+            self._writers.discard(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
         while data := await reader.read(1 << 16):

@@ -112,8 +112,9 @@ def owned(events: list[Event], jobs: list[JobRow]) -> tuple[list[Event], list[Jo
         if event.what in {"start", "end"}:
             owner = {A: 7, B: 8}[event.pid], running[event.pid, event.job_id]
             ends[event.job_id] = owner
-            event = replace(event, worker_id=owner[0], epoch=owner[1])
-        made.append(event)
+            made.append(replace(event, worker_id=owner[0], epoch=owner[1]))
+        else:
+            made.append(event)
     return made, [
         replace(job, worker_id=ends[job.job_id][0], epoch=ends[job.job_id][1]) if job.state in FINISHED else job
         for job in jobs
