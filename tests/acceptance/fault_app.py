@@ -33,7 +33,9 @@ class Claims(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.msg == "job %d of %s was claimed by worker %d in epoch %d" and isinstance(record.args, tuple):
             job_id, _, worker_id, epoch = record.args
-            assert isinstance(job_id, int) and isinstance(worker_id, int) and isinstance(epoch, int)
+            assert isinstance(job_id, int)
+            assert isinstance(worker_id, int)
+            assert isinstance(epoch, int)
             owners[job_id] = (worker_id, epoch)
 
 

@@ -25,8 +25,10 @@ def now() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line. Of a handler: all fields. Of a process (`spawned`, `killed`, `stopped`, `continued`): no job. Of the test: `enqueued`, and
-    `maybe` where a connection broke during the commit.
+    """One line.
+
+    Of a handler: all fields. Of a process (`spawned`, `killed`, `stopped`, `continued`): no job. Of the test: `enqueued`, and `maybe`
+    before an enqueue whose commit may come to be in doubt.
     """
 
     at: float

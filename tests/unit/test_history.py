@@ -49,8 +49,9 @@ def test_a_good_history_has_no_violation() -> None:
     assert violations(GOOD, JOBS) == []
 
 
-def changed(events: list[Event], place: int, **fields: object) -> None:
+def changed(events: list[Event], place: int, **fields: object) -> object:
     events[place] = replace(events[place], **fields)  # type: ignore[arg-type]
+    return events
 
 
 def changed_state(jobs: list[JobRow], place: int, state: str) -> object:
