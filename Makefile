@@ -21,7 +21,7 @@ $(INSTALLED): always
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults check lint types imports coverage format install clean always
+.PHONY: help run test faults chaos check lint types imports coverage format install clean always
 
 help: ## Show the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ test: $(INSTALLED) ## Run the tests on a real Postgres: a container where an eng
 
 faults: $(INSTALLED) ## Run all fault tests, also the long ones, and print what they measured
 	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile -m '' tests/acceptance $(ARGS)
+
+chaos: $(INSTALLED) ## Let random faults loose on real workers, e.g. ARGS="--seconds 60 --seed 1"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 check: lint types imports coverage ## Run what CI runs: lint, types, import directions, tests
 

@@ -154,6 +154,10 @@ class Registration:
         async def save_state(state: str) -> None:
             await self._client.ask(commands.save_state(job, self.worker_id, state))
 
+        # Which owner a handler runs for: the fence's number, of which no handler gets to know.
+        logger.debug(
+            "job %d of %s was claimed by worker %d in epoch %d", job.job_id, job.user_id, self.worker_id, job.epoch
+        )
         return Run(
             job,
             self._registry.handler(job.kind),

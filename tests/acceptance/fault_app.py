@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from pathlib import Path
@@ -22,9 +23,33 @@ LOOK_EVERY = 0.01
 app = Archibald()
 
 
-def note(what: str, ctx: JobContext, how: str = "") -> None:
+owners: dict[int, tuple[int, int]] = {}
+"""Of each job the (worker, epoch) of its last claim in this process."""
+
+
+class Claims(logging.Handler):
+    """Learns from the worker's own log line which owner a job runs for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == "job %d of %s was claimed by worker %d in epoch %d" and isinstance(record.args, tuple):
+            job_id, _, worker_id, epoch = record.args
+            assert isinstance(job_id, int)
+            assert isinstance(worker_id, int)
+            assert isinstance(epoch, int)
+            owners[job_id] = (worker_id, epoch)
+
+
+def learn_of_claims() -> None:
+    """Listen to the worker's log in this process."""
+    log = logging.getLogger("archibald_pgq.runtime.registration")
+    log.setLevel(logging.DEBUG)
+    log.addHandler(Claims(logging.DEBUG))
+
+
+def note(what: str, ctx: JobContext, how: str = "", owner: tuple[int, int] | None = None) -> None:
     """Write down what a handler does."""
-    append(FOLDER / HISTORY, Event(now(), what, os.getpid(), WORKER, ctx.job_id, ctx.user_id, how))
+    worker_id, epoch = owner or owners.get(ctx.job_id, (0, 0))
+    append(FOLDER / HISTORY, Event(now(), what, os.getpid(), WORKER, ctx.job_id, ctx.user_id, how, worker_id, epoch))
 
 
 async def gate(name: str) -> None:
@@ -35,13 +60,14 @@ async def gate(name: str) -> None:
 
 async def act(ctx: JobContext, data: dict[str, Any]) -> dict[str, Any]:
     """Do what the data says, between a `start` and an `end` in the history."""
-    note("start", ctx)
+    owner = owners.get(ctx.job_id)
+    note("start", ctx, owner=owner)
     try:
         await _act(ctx, data)
     except BaseException as error:
-        note("end", ctx, type(error).__name__)
+        note("end", ctx, type(error).__name__, owner)
         raise
-    note("end", ctx, "returned")
+    note("end", ctx, "returned", owner)
     return {"worker": WORKER}
 
 
@@ -59,6 +85,8 @@ async def _act(ctx: JobContext, data: dict[str, Any]) -> None:
             time.sleep(seconds)  # noqa: ASYNC251  # the fault under test
         case {"do": "ignore", "gate": str(name)}:
             await _ignoring_cancellation(name)
+        case {"do": "stubborn", "seconds": float(seconds)}:
+            await _stubborn(seconds)
         case {"do": "die"}:
             os._exit(9)
         case other:
@@ -95,6 +123,16 @@ async def _ignoring_cancellation(name: str) -> None:
             continue
 
 
+async def _stubborn(seconds: float) -> None:
+    """Runs for so long, whatever it is told."""
+    over = asyncio.get_running_loop().time() + seconds
+    while (left := over - asyncio.get_running_loop().time()) > 0:
+        try:
+            await asyncio.sleep(left)
+        except asyncio.CancelledError:
+            continue
+
+
 def register(to: Archibald) -> None:
     """Make `act` the handler of the kinds of these tests."""
     to.operation("fault-write", job_class="write", priority=10)(act)
@@ -106,6 +144,8 @@ def register(to: Archibald) -> None:
 
 
 register(app)
+if WORKER:
+    learn_of_claims()
 
 bystander = Archibald()
 """For a worker that has no handler of those kinds: it takes over, but runs nothing itself."""

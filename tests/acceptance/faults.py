@@ -33,6 +33,12 @@ from tests.acceptance import fault_app
 from tests.acceptance.history import Event, JobRow, append, now, read, violations
 from tests.support import LOOK_EVERY, Look, looking
 
+JOBS = (
+    "SELECT j.id, j.user_id, j.priority, j.state, j.class = 'sync', j.worker_id, h.epoch, j.idempotency_key "
+    "FROM archibald.all_jobs j LEFT JOIN archibald.job_history h ON h.id = j.id AND h.created_at = j.created_at"
+)
+"""The columns of a `JobRow`."""
+
 PATIENCE = 40.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -78,8 +84,8 @@ class Scene:
     # -- workers
 
     async def start(self, name: str, *, of: str = "app", database: str | None = None, **settings: Any) -> Daemon:
-        """Start a worker and wait until it is registered; settings as environment variables. `of`: see `_spawn`."""
-        daemon = self._spawn(name, of, database or self.database, settings)
+        """Start a worker and wait until it is registered; settings as environment variables. `of`: see `spawn`."""
+        daemon = self.spawn(name, of, database or self.database, settings)
         async with asyncio.timeout(PATIENCE):
             while True:
                 rows = await self.look.rows(
@@ -92,7 +98,7 @@ class Scene:
                 assert daemon.process.poll() is None, daemon.log.read_text()
                 await asyncio.sleep(LOOK_EVERY)
 
-    def _spawn(self, name: str, of: str, database: str, settings: dict[str, Any]) -> Daemon:
+    def spawn(self, name: str, of: str, database: str, settings: dict[str, Any]) -> Daemon:
         """Start a worker of the app `of`: a name in the module of the fault tests, or MODULE:NAME."""
         environment = {
             **os.environ,
@@ -189,7 +195,7 @@ class Scene:
 
     async def check(self) -> None:
         """The checker must find nothing, and no lane may be left with a worker."""
-        rows = await self.look.rows("SELECT id, user_id, priority, state, class = 'sync' FROM archibald.all_jobs")
+        rows = await self.look.rows(JOBS)
         broken = violations(read(self.history), [JobRow(*row) for row in rows])
         assert not broken, broken
         assert await self.look.rows("SELECT user_id FROM archibald.agents WHERE state = 'running'") == []
@@ -284,6 +290,7 @@ class Wire:
         self._delay: bytes | None = None
         self._delayed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._flows = asyncio.Event()
         self._flows.set()
         self.lost = asyncio.Event()
@@ -328,10 +335,16 @@ class Wire:
         """Everything arrives again."""
         self._flows.set()
 
+    def reset(self) -> None:
+        """Every connection that there is breaks."""
+        for writer in self._writers:
+            writer.transport.abort()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         try:
             await self._flows.wait()
             if self._host.startswith("/"):
@@ -353,9 +366,12 @@ class Wire:
                     await asyncio.gather(*pumps, return_exceptions=True)
             finally:
                 up_writer.close()
+        except asyncio.CancelledError:
+            return  # by __aexit__ only; asyncio's own callback would print it
         finally:
             writer.transport.abort()
             self._tasks.discard(task)
+            self._writers.discard(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
         while data := await reader.read(1 << 16):

@@ -25,7 +25,11 @@ def now() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line. Of a handler: all fields. Of a process (`spawned`, `killed`, `stopped`, `continued`): no job. Of the test: `enqueued`."""
+    """One line.
+
+    Of a handler: all fields. Of a process (`spawned`, `killed`, `stopped`, `continued`): no job. Of the test: `enqueued`, and `maybe`
+    before an enqueue whose commit may come to be in doubt.
+    """
 
     at: float
     what: str
@@ -34,7 +38,10 @@ class Event:
     job_id: int = 0
     user_id: str = ""
     how: str = ""
-    """With `end`: `returned`, or the exception's name."""
+    """With `end`: `returned`, or the exception's name. With `maybe`: the key. With `enqueued`: `delayed`, if it is."""
+    worker_id: int = 0
+    epoch: int = 0
+    """Which owner a handler runs for; 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,10 @@ class JobRow:
     priority: int
     state: str
     is_sync: bool = False
+    worker_id: int | None = None
+    epoch: int | None = None
+    """Of a finished job: the owner that wrote its end, if one did."""
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,8 @@ class Interval:
     start: float
     end: float
     how: str
+    worker_id: int = 0
+    epoch: int = 0
 
 
 def append(path: Path, event: Event) -> None:
@@ -83,6 +96,7 @@ def violations(events: Sequence[Event], jobs: Sequence[JobRow]) -> list[str]:
     runs = list(_runs(events, found))
     found += _overlaps(runs, events)
     found += _fates(runs, events, jobs)
+    found += _unfenced(runs, jobs)
     found += _disorder(runs, events, jobs)
     return found
 
@@ -105,7 +119,11 @@ def _runs(events: Sequence[Event], found: list[str]) -> Iterator[Interval]:
                 continue
             if event.at < start.at or event.user_id != start.user_id:
                 found.append(f"job {event.job_id} of {event.user_id} ended before it started, or as another user's")
-            yield Interval(event.user_id, event.job_id, event.pid, start.at, event.at, event.how)
+            yield Interval(
+                event.user_id, event.job_id, event.pid, start.at, event.at, event.how, start.worker_id, start.epoch
+            )
+            if (event.worker_id, event.epoch) != (start.worker_id, start.epoch):
+                found.append(f"job {event.job_id} of {event.user_id} ended for another owner than it started for")
     for start in running.values():
         death = died.get(start.pid)
         if death is None or death < start.at:
@@ -114,7 +132,14 @@ def _runs(events: Sequence[Event], found: list[str]) -> Iterator[Interval]:
         # A process that was stopped and never wrote an end after that did nothing more of this job.
         frozen_at = frozen.get(start.pid, death)
         yield Interval(
-            start.user_id, start.job_id, start.pid, start.at, frozen_at if frozen_at > start.at else death, "killed"
+            start.user_id,
+            start.job_id,
+            start.pid,
+            start.at,
+            frozen_at if frozen_at > start.at else death,
+            "killed",
+            start.worker_id,
+            start.epoch,
         )
 
 
@@ -163,6 +188,11 @@ def _fates(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[Job
     rows = Counter(job.job_id for job in jobs)
     known = {job.job_id: job for job in jobs}
     enqueued = {event.job_id for event in events if event.what == "enqueued"}
+    maybe = {event.how for event in events if event.what == "maybe"}
+    enqueued |= {job.job_id for job in jobs if job.key in maybe}
+    for key, count in sorted(Counter(job.key for job in known.values() if job.key in maybe).items(), key=str):
+        if count > 1:
+            yield f"the key {key} has {count} jobs"
     for job_id in sorted(enqueued | {run.job_id for run in runs} | set(rows)):
         if rows[job_id] != 1:
             yield f"job {job_id} is in {rows[job_id]} rows"
@@ -179,6 +209,30 @@ def _fates(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[Job
             yield f"job {job.job_id} of {job.user_id} is completed, but its last run {'was ' + run.how if run else 'is missing'}"
 
 
+def _unfenced(runs: Sequence[Interval], jobs: Sequence[JobRow]) -> Iterator[str]:
+    """Epochs of an agent go up from run to run, and only the last owner of a job wrote its end."""
+    latest: dict[str, Interval] = {}
+    last: dict[int, Interval] = {}
+    for run in sorted((run for run in runs if run.epoch), key=lambda run: run.start):
+        before = latest.get(run.user_id)
+        if before is not None and run.epoch <= before.epoch:
+            yield f"job {run.job_id} of {run.user_id} started in epoch {run.epoch} after one of epoch {before.epoch}"
+        latest[run.user_id] = last[run.job_id] = run
+    for job in jobs:
+        owner = last.get(job.job_id)
+        if owner is None or job.state not in {"completed", "failed", "cancelled"}:
+            continue
+        if job.epoch is None:
+            if job.state != "cancelled":  # only a job that waits can be ended by nobody's run
+                yield f"the end of job {job.job_id} of {job.user_id} has no epoch"
+        elif job.epoch == owner.epoch:
+            if job.worker_id != owner.worker_id:
+                yield f"worker {job.worker_id} wrote the end of job {job.job_id}, which worker {owner.worker_id} ran"
+        elif job.state == "completed" or job.epoch < owner.epoch:
+            # later and not completed: that owner claimed it, and was told to stop or died before its handler began
+            yield f"epoch {job.epoch} wrote the end of job {job.job_id}, whose last run was of epoch {owner.epoch}"
+
+
 def _disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[JobRow]) -> Iterator[str]:
     """Within a user: syncs last, then lower priority numbers, then lower ids first.
 
@@ -190,13 +244,14 @@ def _disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[
     spawned = {event.pid: event.at for event in events if event.what == "spawned"}
     enqueued: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for event in events:
-        if event.what == "enqueued":
+        if event.what == "enqueued" and event.how != "delayed":
             enqueued[event.user_id][event.job_id] = event.at
     of_user: defaultdict[str, list[Interval]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.start):
         of_user[run.user_id].append(run)
+    ran = {run.job_id for run in runs}  # a job whose every owner died before its handler began was not passed over
     for user, ordered in of_user.items():
-        waiting = {job for job in enqueued[user] if job not in cancelled and job in place}
+        waiting = {job for job in enqueued[user] if job not in cancelled and job in place and job in ran}
         previous_end: float | None = None
         for run in ordered:
             chosen_after = spawned.get(run.pid, 0.0) if previous_end is None else previous_end

@@ -49,8 +49,9 @@ def test_a_good_history_has_no_violation() -> None:
     assert violations(GOOD, JOBS) == []
 
 
-def changed(events: list[Event], place: int, **fields: object) -> None:
+def changed(events: list[Event], place: int, **fields: object) -> object:
     events[place] = replace(events[place], **fields)  # type: ignore[arg-type]
+    return events
 
 
 def changed_state(jobs: list[JobRow], place: int, state: str) -> object:
@@ -98,6 +99,75 @@ def test_a_spoilt_history_is_refused(name: str) -> None:
     spoil(events, jobs)
     found = violations(events, jobs)
     assert any(words in sentence for sentence in found), found
+
+
+def owned(events: list[Event], jobs: list[JobRow]) -> tuple[list[Event], list[JobRow]]:
+    """The good history with owners: worker 7 is process A, 8 is B; each run of an agent has the next epoch."""
+    epochs: dict[str, int] = {}
+    running: dict[tuple[int, int], int] = {}
+    made = []
+    ends = {}
+    for event in events:
+        if event.what == "start":
+            epochs[event.user_id] = running[event.pid, event.job_id] = epochs.get(event.user_id, 0) + 1
+        if event.what in {"start", "end"}:
+            owner = {A: 7, B: 8}[event.pid], running[event.pid, event.job_id]
+            ends[event.job_id] = owner
+            made.append(replace(event, worker_id=owner[0], epoch=owner[1]))
+        else:
+            made.append(event)
+    return made, [
+        replace(job, worker_id=ends[job.job_id][0], epoch=ends[job.job_id][1]) if job.state in FINISHED else job
+        for job in jobs
+    ]
+
+
+FINISHED = {"completed", "failed", "cancelled"}
+UNFENCED: dict[str, tuple[Spoil, str]] = {
+    "the epochs of two runs are swapped": (
+        lambda e, j: (changed(e, 7, epoch=2), changed(e, 10, epoch=2), changed(e, 11, epoch=1)),
+        "after one of epoch",
+    ),
+    "an epoch is used twice": (
+        lambda e, j: (changed(e, 16, epoch=2), changed(e, 17, epoch=2), j.__setitem__(0, replace(j[0], epoch=2))),
+        "after one of epoch",
+    ),
+    "an overtaken run wrote the end": (
+        lambda e, j: j.__setitem__(0, replace(j[0], epoch=2, worker_id=7)),
+        "wrote the end",
+    ),
+    "another worker wrote the end": (lambda e, j: j.__setitem__(0, replace(j[0], worker_id=7)), "wrote the end"),
+    "nobody completed it": (lambda e, j: j.__setitem__(0, replace(j[0], epoch=None)), "has no epoch"),
+    "a run that nobody knows completed it": (lambda e, j: j.__setitem__(0, replace(j[0], epoch=9)), "wrote the end"),
+    "a run changed its owner": (lambda e, j: changed(e, 17, epoch=9), "another owner"),
+    "two starts of an agent are swapped": (
+        lambda e, j: (changed(e, 11, at=1.0), changed(e, 7, at=1.6)),
+        "ran at once",
+    ),
+    "two runs overlap by a millisecond": (lambda e, j: changed(e, 11, at=1.499), "ran at once for 0.001 s"),
+}
+
+
+def test_a_good_history_with_owners_has_no_violation() -> None:
+    assert violations(*owned(GOOD, JOBS)) == []
+
+
+@pytest.mark.parametrize("name", UNFENCED)
+def test_a_history_in_which_a_stale_owner_wrote_is_refused(name: str) -> None:
+    spoil, words = UNFENCED[name]
+    events, jobs = owned(GOOD, JOBS)
+    spoil(events, jobs)
+    found = violations(events, jobs)
+    assert any(words in sentence for sentence in found), found
+
+
+def test_a_job_whose_commit_is_in_doubt_may_exist_once_or_not_at_all() -> None:
+    doubt = [*GOOD, Event(5.0, "maybe", how="k")]
+    assert violations(doubt, JOBS) == []
+    one = JobRow(9, "dave", 10, "cancelled", key="k")
+    assert violations(doubt, [*JOBS, one]) == []
+    assert violations(GOOD, [*JOBS, one]) == ["job 9 was never enqueued"]
+    assert violations(doubt, [*JOBS, one, replace(one, job_id=10)]) == ["the key k has 2 jobs"]
 
 
 def test_dropping_any_start_or_end_is_noticed() -> None:
