@@ -1,6 +1,7 @@
 """The clients' pools of connections: autocommit, at most five, checked before each use.
 
-Guarantees: a forked child never shares a socket with its parent. Must not: outlive the client that asked for it.
+Guarantees: a forked child never shares a socket with its parent; nothing stays behind on the server's side between two statements, so that
+a pooler in between may give each of them to another session. Must not: outlive the client that asked for it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def async_engine(dsn: str) -> AsyncEngine:
     conninfo = _conninfo(dsn)
 
     async def connect() -> psycopg.AsyncConnection[Any]:
-        connection = await psycopg.AsyncConnection.connect(conninfo)
+        connection = await psycopg.AsyncConnection.connect(conninfo, prepare_threshold=None)
         connection.adapters.register_loader("timestamptz", _TimeLoader)
         _opened.add(connection)
         return connection
@@ -84,7 +85,7 @@ def sync_engine(dsn: str) -> Engine:
     conninfo = _conninfo(dsn)
 
     def connect() -> psycopg.Connection[Any]:
-        connection = psycopg.connect(conninfo)
+        connection = psycopg.connect(conninfo, prepare_threshold=None)
         connection.adapters.register_loader("timestamptz", _TimeLoader)
         _opened.add(connection)
         return connection
