@@ -1,6 +1,7 @@
 """Alembic's entry: one connection, one transaction for all that is missing, and a lock so that two migrations never run at once.
 
-The lock is the transaction's and not the session's, and so is the bound on waiting for others' locks: both hold through a connection pooler.
+The lock is the transaction's and not the session's, and so is the bound on waiting for others' locks: a connection pooler may be
+in between.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Pooler:
         """Start it and wait until it answers."""
         assert PROGRAM is not None
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: ASYNC220  # it is not waited for
                 [PROGRAM, str(self._folder / "pgbouncer.ini")],
                 user=self._account,
                 extra_groups=[] if self._account is not None else None,

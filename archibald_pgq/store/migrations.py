@@ -57,7 +57,8 @@ SELECT CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
                         a.backend_type), a.usename, coalesce(a.state, 'state unknown'), round(extract(epoch FROM now() - a.xact_start)))
        END
   FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
- WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.pid IS DISTINCT FROM pg_backend_pid()
+ WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND (l.relation IN (SELECT oid FROM pg_class WHERE relnamespace = to_regnamespace('archibald'))
         OR l.locktype = 'advisory' AND (l.classid::bigint << 32) + l.objid::bigint = %s)
  ORDER BY a.xact_start NULLS LAST LIMIT 1

@@ -40,6 +40,8 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     values = {
         "ARCHIBALD_DATABASE_URL": "postgresql://a/b",
         "WORKER_CONCURRENCY": "7",
+        "ARCHIBALD_DIRECT_URL": "postgresql://c/b",
+        "ARCHIBALD_LISTEN": "0",
         "ARCHIBALD_APP": "shop.tasks:app",
         "ARCHIBALD_DATA_DIR": "/data",
         "ARCHIBALD_PG_BIN": "/bin",
