@@ -70,7 +70,7 @@ SETTINGS: dict[str, Setting] = {
     "direct_url": Setting(
         "ARCHIBALD_DIRECT_URL",
         "",
-        "the same database without a connection pooler in between, for a worker's own connections and for `migrate` (default: the database's URL)",
+        "the same database without a pooler in between, for a worker's own connections and for `migrate` (default: the database's URL)",
         _text,
     ),
     "listen": Setting(
