@@ -50,6 +50,12 @@ def _text(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if text not in {"0", "1"}:
+        raise ValueError("0 or 1")
+    return text == "1"
+
+
 def _path(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
@@ -60,6 +66,15 @@ def _path(text: str) -> Path:
 SETTINGS: dict[str, Setting] = {
     "worker_concurrency": Setting(
         "WORKER_CONCURRENCY", "10", "consumers of a worker: how many jobs it runs at once", _whole(1, 1000)
+    ),
+    "direct_url": Setting(
+        "ARCHIBALD_DIRECT_URL",
+        "",
+        "the same database without a pooler in between, for a worker's own connections and for `migrate` (default: the database's URL)",
+        _text,
+    ),
+    "listen": Setting(
+        "ARCHIBALD_LISTEN", "1", "0: a worker opens no connection for notifications, and looks once a second", _switch
     ),
     "app": Setting("ARCHIBALD_APP", "", "the app of `run`, as MODULE:APP", _text),
     "data_dir": Setting(
@@ -123,6 +138,8 @@ class Settings:
 
     database_url: str | None
     worker_concurrency: int
+    direct_url: str | None
+    listen: bool
     app: str | None
     data_dir: Path | None
     pg_bin: Path | None

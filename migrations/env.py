@@ -1,4 +1,8 @@
-"""Alembic's entry: one connection, one transaction per migration, and a lock so that two migrations never run at once."""
+"""Alembic's entry: one connection, one transaction for all that is missing, and a lock so that two migrations never run at once.
+
+The lock is the transaction's and not the session's, and so is the bound on waiting for others' locks: a connection pooler may be
+in between.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,11 @@ from sqlalchemy import create_engine, pool
 from archibald_pgq import config as settings
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.dsn import to_libpq
-from archibald_pgq.store.migrations import become_owner, grant_rights, require_supported
+from archibald_pgq.store.migrations import MIGRATION_LOCK, become_owner, grant_rights, require_supported
 from archibald_pgq.store.tables import metadata
 
-MIGRATION_LOCK = 7310310224816104
+LOCK_TIMEOUT = 500
+"""Milliseconds, where the caller names no other bound: as long as that, enqueues may wait behind a statement that waits for a lock."""
 
 
 def _not_a_partition(name: str | None, kind: str, _parents: object) -> bool:
@@ -23,7 +28,7 @@ def _not_a_partition(name: str | None, kind: str, _parents: object) -> bool:
 
 
 def _connect(dsn: str) -> psycopg.Connection:
-    connection = psycopg.connect(to_libpq(dsn))
+    connection = psycopg.connect(to_libpq(dsn), prepare_threshold=None)
     try:
         require_supported(connection, dsn)
     except BaseException:
@@ -34,31 +39,32 @@ def _connect(dsn: str) -> psycopg.Connection:
 
 def run() -> None:
     """Migrate the database that the caller named, else the one of the environment."""
-    dsn = context.config.attributes.get("dsn") or settings.load().database_url
+    dsn = context.config.attributes.get("dsn")
+    if dsn is None:
+        given = settings.load()
+        dsn = given.direct_url or given.database_url
     if dsn is None:
         raise ConfigError("no database is named; set ARCHIBALD_DATABASE_URL, or use `archibald-pgq migrate`")
     if context.is_offline_mode():
         raise ConfigError("migrations need a database; run them without --sql")
     engine = create_engine("postgresql+psycopg://", creator=lambda: _connect(dsn), poolclass=pool.NullPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+    with engine.begin() as connection:
         driver = cast("psycopg.Connection", connection.connection.dbapi_connection)
         # as in the functions: whatever somebody put into another schema is not called with the rights of who migrates
-        driver.execute("SET search_path = pg_catalog, pg_temp")
+        driver.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+        bound = f"{context.config.attributes.get('lock_timeout', LOCK_TIMEOUT)}ms"
+        driver.execute("SELECT set_config('lock_timeout', %s, true)", (bound,))
+        driver.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         owned = become_owner(driver)
-        connection.commit()
         context.configure(
             connection=connection,
             target_metadata=metadata,
             version_table_schema="archibald",
             include_schemas=True,
             include_name=_not_a_partition,
-            transaction_per_migration=True,
             on_version_apply=lambda **_: grant_rights(driver) if owned else None,
         )
-        with context.begin_transaction():
-            context.run_migrations()
-        connection.commit()
+        context.run_migrations()
     engine.dispose()
 
 

@@ -42,7 +42,7 @@ def migrate() -> None:
     settings = config.load()
     with open_target(None, settings) as target:
         if not target.embedded:
-            migrations.upgrade(target.dsn)
+            migrations.upgrade(settings.direct_url or target.dsn, lambda text: typer.echo(text, err=True))
         typer.echo(f"{redacted(target.dsn)}: schema archibald is at revision {migrations.CODE_REVISION}")
 
 

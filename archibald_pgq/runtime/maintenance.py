@@ -17,12 +17,14 @@ from typing import Any
 import psycopg
 
 from archibald_pgq.runtime.heartbeat import Heartbeat
-from archibald_pgq.store import workers
+from archibald_pgq.store import migrations, workers
 from archibald_pgq.store.connect import connect, told
 
 logger = logging.getLogger(__name__)
 
 SWEEP = 10.0
+SERVED = 3.0
+"""Seconds between two looks at whether the schema still serves this code."""
 BATCH = 100
 """Lanes of a lost worker released at once: a takeover must not hold many rows for long."""
 
@@ -39,15 +41,18 @@ class Maintenance:
         *,
         cancel: Callable[[list[int]], None],
         preempt: Callable[[list[workers.PreemptRequest]], None],
+        not_served: Callable[[], None],
     ) -> None:
         """Prepare.
 
-        `cancel` is called with the ids of running jobs that somebody asked to cancel, `preempt` with all requests to make room.
+        `cancel` is called with the ids of running jobs that somebody asked to cancel, `preempt` with all requests to make room;
+        `not_served` when the schema was migrated and no longer serves this code.
         """
         self._conninfo, self._worker_id, self._heartbeat = conninfo, worker_id, heartbeat
         self._max_losses, self._cancel, self._preempt = max_losses, cancel, preempt
+        self._not_served = not_served
         self._asked = asyncio.Event()
-        self._swept = float("-inf")
+        self._swept = self._served = float("-inf")
 
     def look_for_requests(self) -> None:
         """A hint that some running job was asked to stop."""
@@ -83,6 +88,10 @@ class Maintenance:
         if self._heartbeat.trusted:
             await self._take_over(connection)
         now = time.monotonic()
+        if now - self._served >= SERVED:
+            self._served = now
+            if not await migrations.serves(connection):
+                self._not_served()
         if now - self._swept >= SWEEP:
             self._swept = now
             await workers.sweep(connection)

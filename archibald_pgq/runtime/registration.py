@@ -48,14 +48,21 @@ class Registration:
         registry: Registry,
         client: Client,
         settings: Settings,
+        not_served: Callable[[], None],
     ) -> None:
-        """Put the parts together; `client` is for progress."""
+        """Put the parts together; `client` is for progress, `not_served` is told when the schema was migrated away from this code."""
         self.worker_id = worker_id
         self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
         self._conninfo, self._registry, self._client, self._settings = conninfo, registry, client, settings
         self._loop = asyncio.get_running_loop()
         self._maintenance = Maintenance(
-            conninfo, worker_id, self.heartbeat, settings.max_losses, cancel=self._cancel, preempt=self._preempt
+            conninfo,
+            worker_id,
+            self.heartbeat,
+            settings.max_losses,
+            cancel=self._cancel,
+            preempt=self._preempt,
+            not_served=not_served,
         )
         self._dispatcher = Dispatcher(
             conninfo,
@@ -81,9 +88,10 @@ class Registration:
         turns = asyncio.create_task(self._dispatcher.run(), name="dispatcher")
         helpers = [
             asyncio.create_task(self._maintenance.run(), name="maintenance"),
-            asyncio.create_task(listen(self._conninfo, self._heard), name="listener"),
             asyncio.create_task(keep_history(self._conninfo, self._settings.retention_days), name="history"),
         ]
+        if self._settings.listen:
+            helpers.append(asyncio.create_task(listen(self._conninfo, self._heard), name="listener"))
         try:
             await _first_end(stop, [turns, *consumers, *helpers])
             return await self._drain(turns, consumers, hurry)

@@ -13,15 +13,20 @@ import logging
 import psycopg
 
 from archibald_pgq.config import Settings
-from archibald_pgq.errors import DatabaseError
+from archibald_pgq.errors import DatabaseError, SchemaError
 from archibald_pgq.runtime.dispatcher import FencedError
 from archibald_pgq.runtime.registration import Registration
 from archibald_pgq.runtime.registry import Registry
-from archibald_pgq.store import workers
+from archibald_pgq.store import migrations, workers
 from archibald_pgq.store.client import Client
 from archibald_pgq.store.connect import connect, unreachable, worker_options
+from archibald_pgq.store.direct import require_direct, require_same_database
+from archibald_pgq.store.dsn import redacted
 
 logger = logging.getLogger(__name__)
+
+EXIT_NOT_SERVED = 3
+"""The schema was migrated and no longer serves this code: the supervisor of the process should start a newer one."""
 
 AGAIN = 1.0
 """Seconds between two attempts to register anew."""
@@ -36,6 +41,7 @@ class Worker:
         """Set while the worker is registered and claims."""
         self._registry, self._client, self._settings, self._version = registry, client, settings, version
         self._stops = 0
+        self._behind = False
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._registration: Registration | None = None
@@ -58,7 +64,7 @@ class Worker:
             self._registration.heartbeat.exit_if_late()
 
     async def run(self) -> int:
-        """Run until asked to stop; return the exit code of the process: 0, or 70 if handlers did not end.
+        """Run until asked to stop; return the exit code of the process: 0, 3 if the schema left it behind, or 70 if handlers did not end.
 
         Raises:
             DatabaseError: the database cannot be used at the start.
@@ -68,21 +74,38 @@ class Worker:
             try:
                 registration = self._registration = await self._register()
                 self.ready.set()
-                return await registration.serve(self._stop_requested, self._hurry)
+                code = await registration.serve(self._stop_requested, self._hurry)
+                return code or self._ended()
             except FencedError:
                 fenced = True
                 self.ready.clear()
                 if self._stop_requested.is_set():
-                    return 0
+                    return self._ended()
                 logger.error("this worker's lease was lost; its agents are with others. It registers anew")
             except DatabaseError as error:
                 if not fenced:
                     raise
+                if isinstance(error, SchemaError):
+                    self._not_served()
+                    return self._ended()
                 logger.warning("it cannot register anew yet: %s", error)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(AGAIN):
                         await self._stop_requested.wait()
                         return 0
+
+    def _not_served(self) -> None:
+        """The schema no longer serves this code: drain, as if told to."""
+        if not self._behind:
+            self._behind = True
+            logger.error(
+                "the schema was migrated and no longer serves this code (revision %s): it drains and ends; upgrade archibald-pgq",
+                migrations.CODE_REVISION,
+            )
+            self._stop_requested.set()
+
+    def _ended(self) -> int:
+        return EXIT_NOT_SERVED if self._behind else 0
 
     async def _register(self) -> Registration:
         """Add this process to the workers, on the connection that will hold its agents' locks.
@@ -91,10 +114,19 @@ class Worker:
             DatabaseError: the database cannot be used.
         """
         settings, kinds = self._settings, self._registry.kinds()
-        conninfo = worker_options(self._client.dsn, "worker", settings.lease)
+        url = settings.direct_url or self._client.dsn
+        conninfo = worker_options(url, "worker", settings.lease)
         try:
             connection = await connect(conninfo)
             try:
+                await require_direct(connection, conninfo)
+                if settings.direct_url is not None:
+                    await require_same_database(connection, url, self._client.dsn)
+                if not await migrations.serves(connection):
+                    raise SchemaError(
+                        f"the schema archibald at {redacted(url)} does not serve this code (revision {migrations.CODE_REVISION}); "
+                        "upgrade archibald-pgq"
+                    )
                 worker_id = await workers.register(
                     connection,
                     self._version,
@@ -109,10 +141,17 @@ class Worker:
                 await connection.close()
                 raise
         except psycopg.Error as error:
-            raise unreachable(self._client.dsn, error) from None
+            setting = "ARCHIBALD_DATABASE_URL" if settings.direct_url is None else "ARCHIBALD_DIRECT_URL"
+            raise unreachable(url, error, setting) from None
         logger.info(
             "worker %d is ready: %d consumers, %d operations", worker_id, settings.worker_concurrency, len(kinds)
         )
         return Registration(
-            conninfo, connection, worker_id, registry=self._registry, client=self._client, settings=settings
+            conninfo,
+            connection,
+            worker_id,
+            registry=self._registry,
+            client=self._client,
+            settings=settings,
+            not_served=self._not_served,
         )

@@ -1,7 +1,8 @@
 """Connections of a worker: direct, autocommit, and never waiting for long.
 
 Guarantees: a dead peer is noticed within the lease on both sides; no statement waits for a caller's lock longer than 200 ms; a
-connection pooler in between is refused, because session locks and LISTEN break silently on one.
+connection pooler in between is refused, because session locks and LISTEN break silently on one. Told by the process id of the session: a
+pooler gives its clients numbers of its own, for it must know whom a cancel request means; `store.direct` looks for the others.
 """
 
 from __future__ import annotations
@@ -50,20 +51,30 @@ async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         psycopg.OperationalError: the server cannot be reached; the caller decides whether to try again.
         DatabaseError: there is a connection pooler in between.
     """
-    connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        if "unsupported startup parameter" in str(error):  # PgBouncer's words for the options that a worker needs
+            raise pooled(conninfo) from None
+        raise
     try:
         # A turn's plan must not change with the shape of its arrays, and its text is long: prepare it at once.
         connection.prepare_threshold = 0
         row = await (await connection.execute("SELECT pg_backend_pid()", prepare=False)).fetchone()
         if row is None or row[0] != connection.info.backend_pid:
-            raise DatabaseError(
-                f"there is a connection pooler at {redacted(conninfo)}, which breaks session locks; "
-                "give the worker the address of Postgres itself in ARCHIBALD_DATABASE_URL"
-            )
+            raise pooled(conninfo)
     except BaseException:  # also a cancellation: nobody else knows of this session yet
         await connection.close()
         raise
     return connection
+
+
+def pooled(dsn: str) -> DatabaseError:
+    """Return the error for a worker whose own connections would go through a pooler."""
+    return DatabaseError(
+        f"there is a connection pooler at {redacted(dsn)}, which breaks a worker's session locks; "
+        "give the worker the address of Postgres itself in ARCHIBALD_DIRECT_URL"
+    )
 
 
 def server_refuses(conninfo: str, error: psycopg.Error) -> bool:
@@ -80,13 +91,11 @@ def told(error: psycopg.Error) -> str:
     return error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def unreachable(dsn: str, error: psycopg.Error) -> DatabaseError:
-    """Return the error for a person: which database, why, and what to do."""
+def unreachable(dsn: str, error: psycopg.Error, setting: str = "ARCHIBALD_DATABASE_URL") -> DatabaseError:
+    """Return the error for a person: which database, why, and what to do; `setting` is what names it."""
     # libpq's hints ("Is the server running…") are indented; of several addresses the last one's reason is told
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(("\t", "DETAIL", "HINT"))] or [
         "no answer"
     ]
     reason = lines[-1].split("FATAL:")[-1].split("failed: ")[-1].strip()
-    return DatabaseError(
-        f"the database at {redacted(dsn)} cannot be used: {reason}; check ARCHIBALD_DATABASE_URL and that it is up"
-    )
+    return DatabaseError(f"the database at {redacted(dsn)} cannot be used: {reason}; check {setting} and that it is up")

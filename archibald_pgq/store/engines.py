@@ -1,6 +1,7 @@
 """The clients' pools of connections: autocommit, at most five, checked before each use.
 
-Guarantees: a forked child never shares a socket with its parent; no parameter and no row of a statement gets into a log or into an error's
+Guarantees: a forked child never shares a socket with its parent; nothing stays behind on the server's side between two statements, so that
+a pooler in between may give each of them to another session; no parameter and no row of a statement gets into a log or into an error's
 text, whatever the level of logging: they hold payloads. Must not: outlive the client that asked for it.
 """
 
@@ -80,7 +81,7 @@ def async_engine(dsn: str) -> AsyncEngine:
     conninfo = _conninfo(dsn)
 
     async def connect() -> psycopg.AsyncConnection[Any]:
-        connection = await psycopg.AsyncConnection.connect(conninfo)
+        connection = await psycopg.AsyncConnection.connect(conninfo, prepare_threshold=None)
         connection.adapters.register_loader("timestamptz", _TimeLoader)
         _opened.add(connection)
         return connection
@@ -97,7 +98,7 @@ def sync_engine(dsn: str) -> Engine:
     conninfo = _conninfo(dsn)
 
     def connect() -> psycopg.Connection[Any]:
-        connection = psycopg.connect(conninfo)
+        connection = psycopg.connect(conninfo, prepare_threshold=None)
         connection.adapters.register_loader("timestamptz", _TimeLoader)
         _opened.add(connection)
         return connection

@@ -1,12 +1,16 @@
 """Migrations: bringing a database to the schema of this code, and telling whether it has it.
 
 Owns: where the migrations lie, the revision that this code needs, the rule of what serves what. Guarantees: `check` never changes
-anything; `upgrade` is `alembic upgrade head` with the top-level `alembic.ini`.
+anything; `upgrade` is `alembic upgrade head` with the top-level `alembic.ini`, and keeps nobody waiting for longer than a moment: what it
+waits for a lock is bounded, and between two attempts everybody else goes on.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +38,88 @@ SELECT v.version_num, r.oldest_code
 """
 """The database's revision and the oldest code that it serves; where there is no schema it fails with one of `NO_SCHEMA`."""
 
+MIGRATION_LOCK = 7310310224816104
+"""The key of the advisory lock that a migration holds."""
+
+LOCK_TIMEOUTS = (500, 500, 500, 1500)
+"""Milliseconds that an attempt may wait for a lock, in turn; the long one is longer than `deadlock_timeout`, after which Postgres ends an
+autovacuum for us. A heartbeat that meets it is late by less than half a lease."""
+
+PAUSE = 1.0
+"""Seconds between two attempts: heartbeats and enqueues that waited behind one get through."""
+
+PATIENCE = 60.0
+"""Seconds after which the attempts end."""
+
+# Whoever made an attempt fail has held a lock of a table of ours, or of the migrations, for longer than that attempt.
+_HOLDER = """
+SELECT CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
+            ELSE format('backend %%s (%%s, user %%s, %%s, its transaction is %%s s old)', a.pid, coalesce(nullif(a.application_name, ''),
+                        a.backend_type), a.usename, coalesce(a.state, 'state unknown'), round(extract(epoch FROM now() - a.xact_start)))
+       END
+  FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND (l.relation IN (SELECT oid FROM pg_class WHERE relnamespace = to_regnamespace('archibald'))
+        OR l.locktype = 'advisory' AND (l.classid::bigint << 32) + l.objid::bigint = %s)
+ ORDER BY a.xact_start NULLS LAST LIMIT 1
+"""
+
 NO_SCHEMA = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 
 
-def upgrade(dsn: str) -> None:
-    """Bring the database at `dsn` to this code's schema; does nothing where it is already there.
+def upgrade(dsn: str, say: Callable[[str], None] = lambda _: None) -> None:
+    """Bring the database at `dsn` to this code's schema; does nothing where it is already there. `say` hears why it takes longer.
 
     Raises:
-        DatabaseError: it cannot be reached, is too old, or refuses (for instance, no right to create a schema).
+        DatabaseError: it cannot be reached, is too old, refuses (for instance, no right to create a schema), or somebody keeps a lock.
         SchemaError: it was migrated by newer code.
     """
+    until = time.monotonic() + PATIENCE
+    for attempt, bound in enumerate(itertools.cycle(LOCK_TIMEOUTS), 1):
+        try:
+            _upgrade(dsn, bound)
+        except psycopg.errors.LockNotAvailable:
+            holder = _holder(dsn)
+            if time.monotonic() >= until:
+                raise DatabaseError(
+                    f"the database at {redacted(dsn)} is not migrated: {holder} kept a lock through {attempt} attempts; "
+                    "end that transaction, and run `archibald-pgq migrate` again"
+                ) from None
+            say(f"attempt {attempt}: {holder} holds a lock; the next attempt is in {PAUSE:.0f} s")
+            time.sleep(PAUSE)
+        else:
+            return
+
+
+def _holder(dsn: str) -> str:
+    with psycopg.connect(with_options(dsn, connect_timeout=CONNECT_TIMEOUT), autocommit=True) as connection:
+        row = connection.execute(_HOLDER, (MIGRATION_LOCK,)).fetchone()
+    return row[0] if row else "somebody who has let go by now"
+
+
+def _upgrade(dsn: str, lock_timeout: int) -> None:
     # Imported here: Alembic is slow to import, and most commands have nothing to migrate.
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
 
     config = Config(str(ALEMBIC_INI), stdout=io.StringIO())
-    config.attributes["dsn"] = dsn
+    config.attributes.update(dsn=dsn, lock_timeout=lock_timeout)
     try:
         command.upgrade(config, "head")
     except CommandError:
         raise SchemaError(
             f"the schema archibald at {redacted(dsn)} is newer than this code; upgrade archibald-pgq"
         ) from None
+    except psycopg.errors.LockNotAvailable:
+        raise
     except psycopg.Error as error:
         raise _refused(dsn, error) from None
     except Exception as error:
         cause = getattr(error, "orig", None)  # SQLAlchemy wraps the driver's error
+        if isinstance(cause, psycopg.errors.LockNotAvailable):
+            raise cause from None
         if isinstance(cause, psycopg.Error):
             raise _refused(dsn, cause) from None
         raise
@@ -72,7 +131,7 @@ def roles_sql() -> str:
 
 
 def become_owner(connection: psycopg.Connection[Any]) -> bool:
-    """Make the schema there, and go on as `archibald_owner` where it owns the schema and this role is a member; False where it does not.
+    """Make the schema, and go on as `archibald_owner` in this transaction where that is its owner; False where this role is no member of it.
 
     What a migration makes then belongs to that role, whoever runs it.
     """
@@ -81,13 +140,12 @@ def become_owner(connection: psycopg.Connection[Any]) -> bool:
         "WHERE n.nspname = 'archibald'"
     ).fetchone()
     if found is None:
-        connection.execute(
-            "CREATE SCHEMA archibald"
-        )  # IF NOT EXISTS would need the right to create one also where it exists
+        # IF NOT EXISTS would need the right to create one also where it exists
+        connection.execute("CREATE SCHEMA archibald")
         return False
     if not all(found):
         return False
-    connection.execute("SET ROLE archibald_owner")
+    connection.execute("SET LOCAL ROLE archibald_owner")
     return True
 
 
@@ -145,6 +203,15 @@ def judge(found: tuple[Any, ...] | None, dsn: str) -> None:
             f"the schema archibald at {redacted(dsn)} is at revision {revision} and no longer serves this code "
             f"(revision {CODE_REVISION}); upgrade archibald-pgq"
         )
+
+
+async def serves(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """True while the schema serves this code: what a worker asks from time to time, for others may migrate while it runs."""
+    try:
+        found = await (await connection.execute(REVISION)).fetchone()
+    except NO_SCHEMA:
+        return False
+    return found is not None and _serves(*found)
 
 
 def _serves(revision: str, oldest_code: str | None) -> bool:

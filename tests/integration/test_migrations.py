@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import runpy
+from pathlib import Path
+
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -9,9 +14,10 @@ from alembic.migration import MigrationContext
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import create_engine, pool
 
+from archibald_pgq import DatabaseError
 from archibald_pgq.store import migrations, sql
 from archibald_pgq.store.tables import all_jobs, metadata
-from tests.commands import CHECKOUT, alembic, fingerprint
+from tests.commands import CHECKOUT, alembic, command, fingerprint
 
 FUNCTIONS = (
     "SELECT p.oid::regprocedure::text, p.prosrc, pg_get_function_result(p.oid), p.provolatile, p.prosecdef, p.proconfig::text "
@@ -90,3 +96,50 @@ def test_alembic_without_a_database_says_which_setting_names_one(arguments: tupl
     ended = alembic(None, *arguments)
     assert ended.returncode != 0
     assert "no database is named; set ARCHIBALD_DATABASE_URL, or use `archibald-pgq migrate`" in ended.stderr
+
+
+FROZEN = Path(__file__).with_name("frozen.sha256")
+"""`sha256sum` of every file that a landed migration reads, and of the migration itself; when one lands, its files are added."""
+
+
+def test_no_file_that_a_landed_migration_reads_was_edited() -> None:
+    lines = [line.split() for line in FROZEN.read_text(encoding="utf-8").splitlines()]
+    changed = [path for digest, path in lines if hashlib.sha256((CHECKOUT / path).read_bytes()).hexdigest() != digest]
+    assert changed == [], "they have landed; write the change into a new migration"
+    landed = {path for _, path in lines}
+    assert {"migrations/versions/0001_core.py", "migrations/sql/0001_tables.sql"} <= landed
+    functions = runpy.run_path(str(CHECKOUT / "migrations/versions/0001_core.py"))["FUNCTIONS"]
+    assert {f"archibald_pgq/store/sql/functions/{name}.sql" for name in functions} <= landed
+
+
+async def test_a_migration_that_cannot_get_a_lock_says_who_has_it_and_ends(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert alembic(empty_database, "upgrade", "0001").returncode == 0
+    monkeypatch.setattr(migrations, "PATIENCE", 0.0)
+    monkeypatch.setattr(migrations, "PAUSE", 0.1)
+    with psycopg.connect(empty_database, application_name="a long transaction") as holder:
+        holder.execute("LOCK TABLE archibald.alembic_version IN ACCESS SHARE MODE")
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", (migrations.MIGRATION_LOCK,))
+        with pytest.raises(DatabaseError, match=r"backend \d+ \(a long transaction, user .*\) kept a lock"):
+            migrations.upgrade(empty_database)
+        monkeypatch.setattr(migrations, "PATIENCE", 20.0)
+        said: list[str] = []
+        waiting = asyncio.create_task(asyncio.to_thread(migrations.upgrade, empty_database, said.append))
+        async with asyncio.timeout(20):
+            while not said:  # noqa: ASYNC110  # told from a thread
+                await asyncio.sleep(0.01)
+        holder.rollback()
+        await waiting
+    assert "a long transaction" in said[0]
+    with psycopg.connect(empty_database) as connection:
+        migrations.check(connection, empty_database)
+
+
+@pytest.mark.parametrize("revision", [None, "0001"])
+def test_a_worker_and_a_client_refuse_a_missing_and_an_older_schema(empty_database: str, revision: str | None) -> None:
+    if revision is not None:
+        assert alembic(empty_database, "upgrade", revision).returncode == 0
+    for arguments in (["run", "tests.acceptance.fault_app:app"], ["enqueue", "submit-order", "alice"]):
+        ended = command(*arguments, database=empty_database, env={"FAULT_FOLDER": "/tmp", "FAULT_WORKER": "x"})
+        assert "run `archibald-pgq migrate`" in ended.refused()

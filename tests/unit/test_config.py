@@ -12,6 +12,8 @@ from archibald_pgq.errors import ConfigError
 DEFAULTS = {
     "database_url": None,
     "worker_concurrency": 10,
+    "direct_url": None,
+    "listen": True,
     "app": None,
     "data_dir": None,
     "pg_bin": None,
@@ -41,6 +43,8 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     values = {
         "ARCHIBALD_DATABASE_URL": "postgresql://a/b",
         "WORKER_CONCURRENCY": "7",
+        "ARCHIBALD_DIRECT_URL": "postgresql://c/b",
+        "ARCHIBALD_LISTEN": "0",
         "ARCHIBALD_APP": "shop.tasks:app",
         "ARCHIBALD_DATA_DIR": "/data",
         "ARCHIBALD_PG_BIN": "/bin",
@@ -59,6 +63,8 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     assert config.load(values) == config.Settings(
         database_url="postgresql://a/b",
         worker_concurrency=7,
+        direct_url="postgresql://c/b",
+        listen=False,
         app="shop.tasks:app",
         data_dir=Path("/data"),
         pg_bin=Path("/bin"),
