@@ -75,6 +75,8 @@ async def hand(
             lease=lease,
             max_wait=max_wait,
             max_preemptions=max_preemptions,
+            max_losses=3,
+            mark=None,
         )
         yield Hand(connection, worker_id)
     finally:

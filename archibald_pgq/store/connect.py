@@ -6,6 +6,11 @@ connection pooler in between is refused, because session locks and LISTEN break 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -14,6 +19,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archibald_pgq.errors import DatabaseError
 from archibald_pgq.store.dsn import redacted, to_libpq, with_options
+
+HANGS = 30
+"""Seconds after which the server cancels a statement of a worker: one of a millisecond that hangs would stop the worker for ever."""
 
 CONNECT_TIMEOUT = 5
 """Seconds; libpq takes whole ones, at least 2."""
@@ -28,6 +36,7 @@ def worker_options(dsn: str, name: str, lease: float) -> str:
         f"{conninfo_to_dict(to_libpq(dsn)).get('options') or ''} -c lock_timeout=200ms -c jit=off"
         f" -c default_transaction_isolation=read\\ committed -c tcp_user_timeout={dead_after}"
         " -c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1"
+        f" -c statement_timeout={HANGS * 1000}ms -c idle_session_timeout=0"
     )
     conninfo = with_options(
         dsn,
@@ -62,6 +71,25 @@ async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         await connection.close()
         raise
     return connection
+
+
+def cut(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+    """Break a connection now, whatever waits on it: its statement ends with an error, and not when the network gives up.
+
+    A cancellation would wait for the server's answer, which is just what does not come.
+    """
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as shared:
+        shared.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def deadline(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+    """Cut the connection if what is inside takes longer: a peer whose kernel answers, and nobody else, is noticed by nothing else."""
+    timer = asyncio.get_running_loop().call_later(seconds, cut, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def server_refuses(conninfo: str, error: psycopg.Error) -> bool:

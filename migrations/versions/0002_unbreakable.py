@@ -15,8 +15,12 @@ down_revision = "0001"
 OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
-TABLES: tuple[str, ...] = ()
-FUNCTIONS: tuple[str, ...] = ()
+TABLES: tuple[str, ...] = ("0002_lease",)
+FUNCTIONS: tuple[str, ...] = (
+    "refresh_lanes.v2",
+    "turn.v2",
+    "takeover.v2",
+)
 
 
 def upgrade() -> None:

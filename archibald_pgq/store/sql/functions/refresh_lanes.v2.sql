@@ -7,7 +7,7 @@
 -- after twice as long each time up to 1.28 s, because it may also be a caller's long transaction, for any agent of the bucket.
 -- p_sure = false: never take the bucket. It is kept until the commit, and in a caller's long transaction it would stop every enqueue
 -- for one agent in 256.
-CREATE FUNCTION archibald.refresh_lanes(p_lanes bigint[], p_sure boolean DEFAULT true) RETURNS void
+CREATE OR REPLACE FUNCTION archibald.refresh_lanes(p_lanes bigint[], p_sure boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
   v_empty   bigint[];
@@ -35,13 +35,13 @@ BEGIN
 END $$;
 
 -- One look: writes hint and state of free lanes that have a due job (p_final: of all of them); returns those that seem to have none.
-CREATE FUNCTION archibald.hint_lanes(p_lanes bigint[], p_final boolean) RETURNS bigint[]
+CREATE OR REPLACE FUNCTION archibald.hint_lanes(p_lanes bigint[], p_final boolean) RETURNS bigint[]
 LANGUAGE sql AS $$
   WITH hint AS MATERIALIZED (
-    SELECT lane.id, head.kind, head.is_sync, head.priority, head.waiting_since
+    SELECT lane.id, head.kind, head.is_sync, head.priority, head.waiting_since, head.losses
       FROM unnest(p_lanes) AS lane(id)
       LEFT JOIN LATERAL (
-        SELECT j.kind, j.class = 'sync' AS is_sync, j.priority, j.waiting_since
+        SELECT j.kind, j.class = 'sync' AS is_sync, j.priority, j.waiting_since, j.losses
           FROM archibald.jobs j
          WHERE j.agent_id = lane.id AND j.state = 'queued' AND j.due
          ORDER BY (j.class = 'sync'), j.priority, j.id
@@ -53,6 +53,7 @@ LANGUAGE sql AS $$
            head_is_sync = coalesce(hint.is_sync, false),
            head_priority = coalesce(hint.priority, 0),
            head_waiting_since = hint.waiting_since,
+           head_losses = coalesce(hint.losses, 0),
            -- a lane that was ready keeps its place; one that was freed goes behind those that wait
            ready_at = CASE WHEN hint.kind IS NULL THEN NULL
                            WHEN a.state = 'ready' THEN greatest(a.ready_at, a.retry_at)

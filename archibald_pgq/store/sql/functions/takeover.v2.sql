@@ -3,7 +3,7 @@
 -- Fences every worker whose lease has run out. From then on its heartbeat and its turns find no row, and its settles are refused.
 -- Also one that has said goodbye and still owns a lane (the reply of its last claim was lost): nobody else would ever free it.
 -- FOR UPDATE, because a turn holds its worker's row FOR KEY SHARE: a fence comes before a turn or after it, never into it.
-CREATE FUNCTION archibald.fence_stale_workers(p_me bigint) RETURNS TABLE (worker bigint, host text, pid integer)
+CREATE OR REPLACE FUNCTION archibald.fence_stale_workers(p_me bigint) RETURNS TABLE (worker bigint, host text, pid integer)
 LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$
   UPDATE archibald.workers w
      SET fenced_at = clock_timestamp()
@@ -15,15 +15,45 @@ LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$
   RETURNING w.id, w.host, w.pid
 $$;
 
+-- Fences one worker whose process is proven to have ended: a process of the same boot opened the file that the worker kept locked for its
+-- life, and found it free. That needs no lease, neither the dead one's nor the judge's. The proof is of a file, so the row must name that
+-- very file: an id or a path that was used again proves nothing.
+-- A turn of the dead process that is still under way holds the row: nobody reads its reply, so its backend is ended, and the next look
+-- fences the worker.
+CREATE FUNCTION archibald.fence_dead_worker(p_me bigint, p_worker bigint, p_boot text, p_path text, p_file text)
+RETURNS TABLE (worker bigint, host text, pid integer)
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY
+    UPDATE archibald.workers w
+       SET fenced_at = clock_timestamp()
+     WHERE w.id IN (SELECT s.id FROM archibald.workers s
+                     WHERE s.id = p_worker AND s.id <> p_me AND s.fenced_at IS NULL
+                       AND s.witness_boot = p_boot AND s.witness_path = p_path AND s.witness_file = p_file
+                       AND (s.stopped_at IS NULL OR EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = s.id AND a.state = 'running'))
+                       AND EXISTS (SELECT FROM archibald.workers me WHERE me.id = p_me AND me.fenced_at IS NULL)
+                     FOR UPDATE SKIP LOCKED)
+    RETURNING w.id, w.host, w.pid;
+  IF NOT FOUND THEN
+    PERFORM pg_terminate_backend(b.pid) FROM (
+      SELECT a.pid FROM archibald.workers w JOIN pg_stat_activity a ON a.pid = w.backend_pid AND a.backend_start = w.backend_start
+       WHERE w.id = p_worker AND w.id <> p_me AND w.fenced_at IS NULL
+         AND w.witness_boot = p_boot AND w.witness_path = p_path AND w.witness_file = p_file OFFSET 0) AS b;
+  END IF;
+END $$;
+
 -- Ends the recorded backend of a fenced worker, so that its session locks go: that backend only (pid and start), never another holder's.
--- Also of one that is silent for two leases and could not be fenced: a turn of it hangs (a stopped process reads no reply) and holds its
--- row. That turn is rolled back, and the next look fences the worker.
+-- p_silent: also of one that is silent for two leases and could not be fenced: a turn of it hangs (a stopped process reads no reply) and
+-- holds its row. That turn is rolled back, and the next look fences the worker. Only for callers who may judge others silent.
 -- MATERIALIZED: which ones is settled before any is ended. In a WHERE the planner calls the function below the join, for every backend.
-CREATE FUNCTION archibald.end_lost_backends() RETURNS SETOF integer
+DROP FUNCTION IF EXISTS archibald.end_lost_backends();
+CREATE FUNCTION archibald.end_lost_backends(p_silent boolean DEFAULT true) RETURNS SETOF integer
 LANGUAGE sql AS $$
   WITH lost AS MATERIALIZED (
     SELECT s.pid FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid AND w.backend_start = s.backend_start
-     WHERE (w.fenced_at IS NOT NULL OR w.stopped_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => 2 * w.lease_s))
+     WHERE (w.fenced_at IS NOT NULL
+            OR p_silent AND w.stopped_at IS NULL AND w.beat < clock_timestamp() - make_interval(secs => 2 * w.lease_s))
        AND s.pid <> pg_backend_pid() AND s.datname = current_database()
   ), ended AS MATERIALIZED (
     SELECT pid, pg_terminate_backend(pid) AS done FROM lost
@@ -36,7 +66,7 @@ $$;
 -- runs again at once, unless somebody asked to cancel it; a job whose workers died p_max_losses times fails. No attempt is spent.
 -- A row that a caller holds is an error of its lane: NOWAIT, because 100 waits of a lock_timeout would be spent holding 100 lanes.
 -- Lock order: lane, job, history.
-CREATE FUNCTION archibald.release_fenced_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, job bigint, fate text)
+CREATE OR REPLACE FUNCTION archibald.release_fenced_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, job bigint, fate text)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -102,7 +132,7 @@ END $$;
 -- All of it, and without locking the lanes: one that is left out, because a caller holds it or there are many, would be taken for lost and
 -- its handler stopped. The worker's row stands for its lanes: while it is locked nobody fences the worker, so nobody else writes them.
 -- A fenced worker owns nothing.
-CREATE FUNCTION archibald.retake(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, jobs bigint[], got boolean)
+CREATE OR REPLACE FUNCTION archibald.retake(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, jobs bigint[], got boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -126,7 +156,7 @@ END $$;
 
 -- Frees the agent locks of this session that belong to no lane of this worker (a turn failed after it had taken them), however often it
 -- holds each: a session can take the same lock twice.
-CREATE FUNCTION archibald.drop_stray_locks(p_worker bigint) RETURNS SETOF bigint
+CREATE OR REPLACE FUNCTION archibald.drop_stray_locks(p_worker bigint) RETURNS SETOF bigint
 LANGUAGE plpgsql SET client_min_messages = error AS $$
 DECLARE
   v_key bigint;

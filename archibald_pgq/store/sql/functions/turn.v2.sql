@@ -9,8 +9,11 @@
 -- people ask for, and first of all up to p_aged of the syncs that have waited longer than p_max_wait, whatever their priority.
 -- p_elsewhere: kinds that only other live workers handle. A sync that made room p_max_preemptions times in a row is left alone in this run.
 -- The agent's session advisory lock is tried after the rows were chosen and locked, never inside a scan. Refused: requeue.
+-- p_solo_from: a job with so many losses runs alone, because one more would fail it: p_solo claims one such job and no other,
+-- not p_solo all but those. NULL: makes no difference.
+DROP FUNCTION IF EXISTS archibald.claim(bigint, integer, integer, integer, text[], interval, integer);
 CREATE FUNCTION archibald.claim(p_worker bigint, p_want integer, p_syncs integer, p_aged integer, p_elsewhere text[], p_max_wait interval,
-                                p_max_preemptions integer)
+                                p_max_preemptions integer, p_solo_from integer, p_solo boolean)
 RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
                payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision)
 LANGUAGE plpgsql AS $$
@@ -35,26 +38,34 @@ BEGIN
  -- Whatever is refused or odd is not ready at once again, so each round sees others. Bounded, and not by time: a slow machine must not
  -- leave ready agents to the next turn.
  FOR v_round IN 1..100 LOOP
-  WITH aged AS MATERIALIZED (
+  WITH solo AS MATERIALIZED (
+    SELECT a.id, a.lock_key FROM archibald.agents a
+     WHERE a.state = 'ready' AND a.head_losses > 0 AND a.head_losses >= p_solo_from
+       AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
+     ORDER BY a.head_is_sync, a.head_priority, a.ready_at
+     LIMIT p_solo::integer FOR NO KEY UPDATE SKIP LOCKED
+  ), aged AS MATERIALIZED (
     SELECT a.id, a.lock_key FROM archibald.agents a
      WHERE a.state = 'ready' AND a.head_is_sync AND a.head_waiting_since < v_start - p_max_wait
-       AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
+       AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere) AND (p_solo_from IS NULL OR a.head_losses < p_solo_from)
      ORDER BY a.head_waiting_since
-     LIMIT greatest(least(v_aged, v_syncs, v_left), 0) FOR NO KEY UPDATE SKIP LOCKED
+     LIMIT CASE WHEN p_solo THEN 0 ELSE greatest(least(v_aged, v_syncs, v_left), 0) END FOR NO KEY UPDATE SKIP LOCKED
   ), people AS MATERIALIZED (
     SELECT a.id, a.lock_key FROM archibald.agents a
      WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
+       AND (p_solo_from IS NULL OR a.head_losses < p_solo_from)
      ORDER BY a.head_priority, a.ready_at
-     LIMIT v_left - (SELECT count(*) FROM aged) FOR NO KEY UPDATE SKIP LOCKED
+     LIMIT CASE WHEN p_solo THEN 0 ELSE v_left - (SELECT count(*) FROM aged) END FOR NO KEY UPDATE SKIP LOCKED
   ), syncs AS MATERIALIZED (
     SELECT a.id, a.lock_key FROM archibald.agents a
      WHERE a.state = 'ready' AND a.head_is_sync AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
-       AND NOT EXISTS (SELECT FROM aged WHERE aged.id = a.id)
+       AND (p_solo_from IS NULL OR a.head_losses < p_solo_from) AND NOT EXISTS (SELECT FROM aged WHERE aged.id = a.id)
      ORDER BY a.head_priority, a.ready_at
-     LIMIT greatest(least(v_syncs, v_left - (SELECT count(*) FROM people)) - (SELECT count(*) FROM aged), 0) FOR NO KEY UPDATE SKIP LOCKED
+     LIMIT CASE WHEN p_solo THEN 0 ELSE greatest(least(v_syncs, v_left - (SELECT count(*) FROM people)) - (SELECT count(*) FROM aged), 0) END
+       FOR NO KEY UPDATE SKIP LOCKED
   ), tried AS MATERIALIZED (
     SELECT c.id, c.sort, pg_try_advisory_lock(c.lock_key) AS got
-      FROM (SELECT 1 AS sort, * FROM aged UNION ALL SELECT 2, * FROM people UNION ALL SELECT 3, * FROM syncs) AS c
+      FROM (SELECT 0 AS sort, * FROM solo UNION ALL SELECT 1, * FROM aged UNION ALL SELECT 2, * FROM people UNION ALL SELECT 3, * FROM syncs) AS c
   )
   SELECT array_agg(id) FILTER (WHERE got), array_agg(id) FILTER (WHERE NOT got), array_agg(id) FILTER (WHERE sort = 2), count(*)
     INTO v_mine, v_refused, v_people, v_tried FROM tried;
@@ -85,6 +96,7 @@ BEGIN
       JOIN archibald.jobs j ON j.id = head.job
      WHERE j.state = 'queued' AND j.due AND j.kind <> ALL (p_elsewhere)
        AND NOT (j.class = 'sync' AND head.lane = ANY (coalesce(v_people, '{}')))    -- the hint was old: it may be one sync too many
+       AND (p_solo_from IS NULL OR (j.losses >= p_solo_from) = p_solo)                -- the hint was old: it may be one that runs alone
        FOR UPDATE OF j SKIP LOCKED) AS h;
 
   IF v_refused IS NOT NULL THEN
@@ -149,14 +161,41 @@ BEGIN
  END LOOP;
 END $$;
 
+-- True if a job waits that runs alone (it has p_from losses, and this worker may run its kind) and this session is the one to run it.
+-- p_holds: it may have been before; then it lets go where nothing is left to run alone.
+CREATE FUNCTION archibald.drain_for_solo(p_holds boolean, p_from integer, p_elsewhere text[]) RETURNS boolean
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  v_waits boolean := EXISTS (SELECT FROM archibald.agents a
+                              WHERE a.state = 'ready' AND a.head_losses > 0 AND a.head_losses >= p_from
+                                AND a.ready_at <= clock_timestamp() AND a.head_kind <> ALL (p_elsewhere));
+  v_holds boolean := (p_holds OR v_waits) AND EXISTS (
+    SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 1095910216 AND l.objid = 256 AND l.objsubid = 2
+       AND l.pid = pg_backend_pid() AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()));
+BEGIN
+  IF v_waits THEN
+    RETURN v_holds OR pg_try_advisory_lock(1095910216, 256);    -- behind the buckets, which are 0 to 255
+  END IF;
+  IF v_holds THEN
+    PERFORM pg_advisory_unlock(1095910216, 256);
+  END IF;
+  RETURN false;
+END $$;
+
 -- p_want: jobs that this worker could start; of these at most p_syncs syncs, and up to p_aged syncs that waited too long before all others.
 -- p_look: look again at lanes in doubt, ended pauses and foreign locks (once a second, and when an unlock was announced).
 -- Every statement in here finds a bounded number of rows by an index, one after the other, whatever the statistics say. A plan that was
 -- made while the queue was nearly empty, or before the first ANALYZE, scans the whole table in each turn when 200,000 jobs come in at
 -- once, and stays until autovacuum has looked: so the other kinds of plan are ruled out (and jit, which takes their cost at face value).
 -- The row `next` says in how many seconds something will become due that no NOTIFY announces; fenced: this worker is no longer one.
+-- p_solo: true if the last answer was `solo`; NULL from code that does not know of it. `solo` means: a job waits that runs alone, and it is
+-- this worker's to run it. Nothing else is claimed until then; once nothing runs here it is claimed, and not marked running before. Which
+-- worker drains for it is decided by a session lock, as a hint: two would only claim less than they could.
+DROP FUNCTION IF EXISTS archibald.turn(bigint, bigint[], bigint[], bigint[], text[], text[], text[], double precision[], integer, integer, integer,
+                                       boolean);
 CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[], p_results text[],
-                               p_errors text[], p_delays double precision[], p_want integer, p_syncs integer, p_aged integer, p_look boolean)
+                               p_errors text[], p_delays double precision[], p_want integer, p_syncs integer, p_aged integer, p_look boolean,
+                               p_solo boolean DEFAULT NULL)
 RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
                payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision, timeout_s double precision, backoff text,
                backoff_s double precision, idempotent boolean)
@@ -166,6 +205,8 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 DECLARE
   v_me         record;
   v_elsewhere  text[];
+  v_solo_from  integer;           -- losses with which a job runs alone
+  v_solo       boolean := false;  -- this worker is the one to run such a job
   v_ran        integer := 0;
   v_syncs      integer := 0;
   v_now        timestamptz;
@@ -176,7 +217,8 @@ BEGIN
   END IF;
   -- FOR KEY SHARE: a takeover that fences this worker (FOR UPDATE) leaves it alone until this turn has ended, or this turn sees the
   -- fence. Not FOR SHARE: the heartbeat would wait for each turn, and a slow one would cost the lease.
-  SELECT w.kinds, w.max_wait_s, w.max_preemptions INTO v_me FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
+  SELECT w.kinds, w.max_wait_s, w.max_preemptions, w.max_losses INTO v_me
+    FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
     RETURN QUERY SELECT 'fenced', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
                         NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
@@ -204,11 +246,25 @@ BEGIN
       FROM archibald.workers w CROSS JOIN unnest(w.kinds) AS k
      WHERE w.id <> p_worker AND w.fenced_at IS NULL AND w.stopped_at IS NULL
        AND w.beat > clock_timestamp() - make_interval(secs => w.lease_s) AND k <> ALL (v_me.kinds);
+    IF p_solo IS NOT NULL AND v_me.max_losses > 1 THEN
+      v_solo_from := v_me.max_losses - 1;
+      v_solo := archibald.drain_for_solo(p_solo, v_solo_from, v_elsewhere);
+      IF v_solo THEN
+        RETURN QUERY SELECT 'solo', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
+                            NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
+        IF EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = p_worker AND a.state = 'running') THEN
+          p_want := 0;
+        END IF;
+      END IF;
+    END IF;
+  END IF;
+  IF p_want > 0 THEN
     -- Of a kind whose policy somebody deleted, jobs run under the limit of a sync.
     FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, timeout_s, backoff,
         backoff_s, idempotent IN
       SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
-        FROM archibald.claim(p_worker, p_want, p_syncs, p_aged, v_elsewhere, make_interval(secs => v_me.max_wait_s), v_me.max_preemptions) AS c
+        FROM archibald.claim(p_worker, CASE WHEN v_solo THEN 1 ELSE p_want END, p_syncs, p_aged, v_elsewhere,
+                             make_interval(secs => v_me.max_wait_s), v_me.max_preemptions, v_solo_from, v_solo) AS c
         LEFT JOIN archibald.operations o ON o.kind = c.kind
     LOOP
       v_ran := v_ran + (what = 'run')::integer;
@@ -236,10 +292,11 @@ BEGIN
                CASE WHEN EXISTS (SELECT FROM archibald.jobs j WHERE j.wake)
                       OR EXISTS (SELECT FROM archibald.agents a
                                   WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)
-                                    AND p_want > 0)
+                                    AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo)
                       OR EXISTS (SELECT FROM archibald.agents a
                                   WHERE a.state = 'ready' AND a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)
-                                    AND p_want > 0 AND v_syncs < p_syncs) THEN v_soon END
+                                    AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo
+                                    AND v_syncs < p_syncs) THEN v_soon END
              ) - clock_timestamp())::double precision,
              NULL::double precision, NULL, NULL::double precision, NULL::boolean;
   END IF;
