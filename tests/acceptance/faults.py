@@ -287,6 +287,7 @@ class Wire:
         self._conninfo = database
         self._lose: bytes | None = None
         self._delay: bytes | None = None
+        self._half_open = False
         self._delayed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
@@ -327,6 +328,10 @@ class Wire:
         """Black hole: what is sent arrives nowhere, and nobody is told."""
         self._flows.clear()
 
+    def hold_lock_connection(self) -> None:
+        """Half open: of what the dispatcher's connection sends nothing arrives any more; other connections go on."""
+        self._half_open = True
+
     def release(self) -> None:
         """Everything arrives again."""
         self._flows.set()
@@ -359,8 +364,14 @@ class Wire:
             self._tasks.discard(task)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
+        turns = False  # it is known by its first turn: later ones do not send the statement's text
         while data := await reader.read(1 << 16):
             await self._flows.wait()
+            turns = turns or (not replies and b"archibald.turn(" in data)
+            if turns and self._half_open:
+                self._half_open = False
+                self.caught.set()
+                await asyncio.Event().wait()
             if replies and self._lose is not None and self._lose in data:
                 self._lose = None
                 self.lost.set()
