@@ -18,7 +18,8 @@ class Facts:
 
     Attributes:
         now: the database's time of the look.
-        id, user_id, kind, job_class, state, due, wait_reason, run_after, attempt, max_attempts, losses, error, finished_at, cancel_requested_at:
+        id, user_id, kind, job_class, state, due, wait_reason, run_after, attempt, max_attempts, losses, error, finished_at,
+            cancel_requested_at:
             the job.
         runs_alone: one more loss would fail it.
         retried_as: the job that a person had run in its place.
