@@ -33,10 +33,12 @@ class Hand:
         self.connection = connection
         self.worker_id = worker_id
 
-    async def turn(self, *settlements: tuple[ClaimedJob, Outcome], want: int = 0, look: bool = False) -> Turn:
+    async def turn(
+        self, *settlements: tuple[ClaimedJob, Outcome], want: int = 0, look: bool = False, solo: bool = False
+    ) -> Turn:
         """Take one turn."""
         items = [Settlement(Owner(job.lane, job.epoch), job.job_id, outcome) for job, outcome in settlements]
-        return await store.take_turn(self.connection, self.worker_id, items, Want(want, want, 0), look=look)
+        return await store.take_turn(self.connection, self.worker_id, items, Want(want, want, 0), look=look, solo=solo)
 
     async def claim(self, want: int = 10) -> list[ClaimedJob]:
         """Claim what may run, after looking at everything."""
@@ -75,6 +77,8 @@ async def hand(
             lease=lease,
             max_wait=max_wait,
             max_preemptions=max_preemptions,
+            max_losses=3,
+            mark=None,
         )
         yield Hand(connection, worker_id)
     finally:

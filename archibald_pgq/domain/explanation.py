@@ -57,6 +57,8 @@ class Reason(StrEnum):
     """Other jobs of its agent go first."""
     SET_ASIDE = "set_aside"
     """Its agent rests, because a row that the claim needs is held, or was held or contradictory a moment ago."""
+    RUNS_ALONE = "runs_alone"
+    """One more loss would fail it, so it runs alone: a worker must be free of other jobs."""
     CONSUMERS_BUSY = "consumers_busy"
     """All consumers that may run it are busy."""
     RESERVED = "reserved"
@@ -235,6 +237,12 @@ def _turn(facts: Facts, clock: _Clock) -> _Found:
         return _Found(Reason.SET_ASIDE, f"{words}, because {why}", until=facts.ready_at)
     place = f"; {_count(facts.agents_before, 'other agent')} {'goes' if facts.agents_before == 1 else 'go'} first"
     place = place if facts.agents_before else "; its agent goes next"
+    if facts.runs_alone:
+        died = "once" if facts.losses == 1 else f"{facts.losses} times"
+        words = (
+            f"waits until a worker is free of other jobs: its workers died {died} while it ran, so that it runs alone"
+        )
+        return _Found(Reason.RUNS_ALONE, words)
     if not facts.free_workers:
         workers = "the live worker that handles" if facts.able_workers == 1 else "the live workers that handle"
         words = f"waits: all consumers ({facts.consumers}) of {workers} its kind are busy"

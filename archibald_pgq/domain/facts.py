@@ -18,8 +18,10 @@ class Facts:
 
     Attributes:
         now: the database's time of the look.
-        id, user_id, kind, job_class, state, due, wait_reason, run_after, attempt, max_attempts, error, finished_at, cancel_requested_at:
+        id, user_id, kind, job_class, state, due, wait_reason, run_after, attempt, max_attempts, losses, error, finished_at,
+            cancel_requested_at:
             the job.
+        runs_alone: one more loss would fail it.
         retried_as: the job that a person had run in its place.
         agent_known: its agent has a lane; looked_at: a worker has put the job into it, and the lane is not idle.
         paused, paused_until, paused_reason: its agent is paused; until None: until somebody resumes it.
@@ -50,6 +52,8 @@ class Facts:
     run_after: datetime
     attempt: int
     max_attempts: int
+    losses: int
+    runs_alone: bool
     error: str | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None

@@ -8,11 +8,12 @@ of this session are compared with what the database says is ours, both ways. Mus
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -21,10 +22,11 @@ from psycopg import errors
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.outcome import Outcome
-from archibald_pgq.runtime.executor import Run, Stop, error_text
+from archibald_pgq.runtime.executor import Run, error_text
+from archibald_pgq.runtime.lock_check import LockCheck
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
-from archibald_pgq.store.connect import connect, told
+from archibald_pgq.store.connect import HANGS, connect, cut, deadline, told
 from archibald_pgq.store.turn import NOTHING, Owner, Settlement, Turn, Want
 
 logger = logging.getLogger(__name__)
@@ -80,8 +82,13 @@ class Dispatcher:
         """Places that syncs which waited too long may take before all others: a quarter of one for each job claimed."""
         self._wishes: deque[asyncio.Future[Run]] = deque()
         self._settlements: dict[Owner, Settlement] = {}
-        self._untaken: dict[Owner, float] = {}
-        """Lanes whose lock could not be taken again yet, with the time (monotonic) at which their run must stop."""
+        self._locks = LockCheck(worker_id, lease)
+        self._patience = lease
+        """Seconds that a turn gets; twice as many after each one in a row that took longer."""
+        self._solo = False
+        """A job waits that runs alone, and this worker is to run it: nothing else is claimed."""
+        self._alone: Owner | None = None
+        """That job, once it runs."""
         self._event = asyncio.Event()
         self._look = True
         self._looked = 0.0
@@ -171,7 +178,10 @@ class Dispatcher:
         settlements, want = list(self._settlements.values()), self._want()
         self._look = False  # now, and not after the turn: an unlock that is announced meanwhile asks for another look
         try:
-            turn = await store.take_turn(self._connection, self.worker_id, settlements, want, look=look)
+            with self._deadline():
+                turn = await store.take_turn(
+                    self._connection, self.worker_id, settlements, want, look=look, solo=self._solo
+                )
         except psycopg.Error as error:
             self._look = self._look or look
             return await self._after_failure(error)
@@ -179,9 +189,12 @@ class Dispatcher:
             self._looked = time.monotonic()
             if self._running_syncs():
                 self._report_look()  # and not only by a notification: where none arrives, a write waits for one poll and no longer
+        self._patience = self._lease
+        if want.jobs:
+            self._note_solo(turn)
         self._aged = min(self._aged - (want.aged if turn.claimed else 0) + len(turn.claimed) / 4, LARGEST_AGED)
         self._apply(turn)
-        if self._untaken:
+        if self._locks.incomplete:
             await self._mend_locks()
         if turn.locked:
             return SOON
@@ -190,10 +203,35 @@ class Dispatcher:
     def _want(self) -> Want:
         while self._wishes and self._wishes[0].done():
             self._wishes.popleft()
-        if not self._claiming or not self._in_contact():
+        alone = self._alone in self.runs and self._alone not in self._settlements
+        if not self._claiming or not self._in_contact() or alone:
             return NOTHING
         jobs = sum(not wish.done() for wish in self._wishes)
         return Want(jobs, max(0, self._max_syncs - self._running_syncs()), int(self._aged))
+
+    @contextlib.contextmanager
+    def _deadline(self) -> Iterator[None]:
+        """A turn that takes longer than the patience loses its connection: a new one ends the old backend and takes its locks."""
+
+        def lose_patience() -> None:
+            logger.warning("a turn got no answer for %.1f s: its connection is given up", self._patience)
+            self._patience = min(2 * self._patience, max(HANGS + self._lease, self._patience))
+            cut(self._connection)
+
+        timer = asyncio.get_running_loop().call_later(self._patience, lose_patience)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _note_solo(self, turn: Turn) -> None:
+        if turn.solo and not self._solo:
+            logger.info(
+                "a job waits that must run alone, because its workers died: nothing else is claimed until it has run"
+            )
+        self._solo = turn.solo
+        if turn.solo and turn.claimed:
+            self._alone = Owner(turn.claimed[0].lane, turn.claimed[0].epoch)
 
     def _running_syncs(self) -> int:
         """How many syncs run, without those whose outcome goes out with the next turn."""
@@ -211,7 +249,7 @@ class Dispatcher:
         for owner in turn.settled + turn.lost:
             del self._settlements[owner]
             self.runs.pop(owner, None)
-            self._untaken.pop(owner, None)
+            self._locks.settled(owner)
         for requeued in turn.requeued:
             logger.info(
                 "Re-enqueueing %s for %s (attempt %d, delay %dms)",
@@ -257,7 +295,11 @@ class Dispatcher:
         logger.error("a turn of %d outcomes failed and is repeated one by one: %s", len(settlements), told(cause))
         for item in settlements:
             try:
-                self._apply(await store.take_turn(self._connection, self.worker_id, [item], NOTHING, look=False))
+                with self._deadline():
+                    turn = await store.take_turn(
+                        self._connection, self.worker_id, [item], NOTHING, look=False, solo=False
+                    )
+                self._apply(turn)
             except _TRANSIENT:
                 continue  # it stays among the settlements
             except psycopg.Error as error:
@@ -275,8 +317,9 @@ class Dispatcher:
             await self._connection.close()
             try:
                 self._connection = await connect(self._conninfo)
-                if not await workers.move(self._connection, self.worker_id):
-                    raise FencedError
+                with deadline(self._connection, self._lease):
+                    if not await workers.move(self._connection, self.worker_id):
+                        raise FencedError
                 await self._compare_locks()
             except psycopg.Error as error:
                 logger.info("the dispatcher cannot reconnect yet: %s", type(error).__name__)
@@ -294,31 +337,11 @@ class Dispatcher:
             await self._reconnect(error)
 
     async def _compare_locks(self) -> None:
-        """Compare this session's agent locks with the lanes that the database says are ours, both ways, and mend.
-
-        Lanes of which we know nothing were claimed by a turn whose reply was lost: no handler started, so they go back.
-        """
-        owned = await store.owned_lanes(self._connection, self.worker_id)
-        await store.drop_stray_locks(self._connection, self.worker_id)
-        now = time.monotonic()
-        for lane in owned:
-            run = self.runs.get(lane.owner)
-            if run is None:
-                for job_id in lane.job_ids:
-                    self._settlements.setdefault(lane.owner, Settlement(lane.owner, job_id, Outcome.gone_back()))
-                    self._event.set()
-            elif lane.locked:
-                self._untaken.pop(lane.owner, None)
-            elif now > self._untaken.setdefault(lane.owner, now + self._lease) and run.reason is not Stop.FENCE:
-                logger.error(
-                    "the lock of %s is held by somebody else; its job %d is stopped", run.job.user_id, run.job.job_id
-                )
-                run.stop(Stop.FENCE)
-        there = {lane.owner for lane in owned}
-        for owner, run in self.runs.items():
-            if owner not in there and not run.ended.is_set() and run.reason is not Stop.FENCE:
-                logger.error("job %d of %s is no longer this worker's and is stopped", run.job.job_id, run.job.user_id)
-                run.stop(Stop.FENCE)
+        with deadline(self._connection, self._lease):
+            unknown = await self._locks.compare(self._connection, self.runs)
+        for settlement in unknown:
+            self._settlements.setdefault(settlement.owner, settlement)
+            self._event.set()
 
     async def close(self) -> None:
         """Say goodbye if everything is settled, and close the connection: the session's locks end with it."""

@@ -52,6 +52,11 @@ def error_text(error: BaseException) -> str:
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:MAX_ERROR]
 
 
+def task_name(job: ClaimedJob) -> str:
+    """Return the name of the task in which a job's handler runs; one word."""
+    return f"job-{job.job_id}"
+
+
 class Run:
     """One run of one job."""
 
@@ -157,7 +162,7 @@ class Run:
         if self.reason is not None:  # told to stop before it began
             return Outcome.cancelled(self.reason) if self.reason is Stop.CANCEL else Outcome.gone_back()
         self._task = asyncio.create_task(
-            _guarded(self._handler(self._context, self.job.payload)), name=f"job {self.job.job_id}"
+            _guarded(self._handler(self._context, self.job.payload)), name=task_name(self.job)
         )
         self._timers.append(self._loop.call_later(self.job.policy.timeout, self._time_out))
         await asyncio.wait({self._task})

@@ -3,6 +3,7 @@
 Owns: two threads, because a handler that blocks the event loop must not cost the lease. One beats (a connection of its own), the other
 watches the time since the last acknowledged beat was *sent*, on a clock that goes on while the machine sleeps: at half the lease the
 handlers are cancelled, at 5/6 the process exits with 70 if handler code still runs; at the full lease others may take over.
+A beat that is not acknowledged within a third of the lease is repeated on a new connection. The watch also looks at the event loop.
 Guarantees: a beat that was not acknowledged never counts. A server that is down or starting does not start that clock: nobody can take
 over on it. Must not: touch the event loop but through `call_soon_threadsafe`.
 """
@@ -18,8 +19,10 @@ from typing import Any, NoReturn, Protocol
 
 import psycopg
 
-from archibald_pgq.store.connect import server_refuses
-from archibald_pgq.store.workers import BEAT
+from archibald_pgq.runtime import loop_watch
+from archibald_pgq.runtime.loop_watch import LoopWatch
+from archibald_pgq.store.connect import cut, server_refuses
+from archibald_pgq.store.workers import BEAT, Neighbour, neighbours
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +62,14 @@ class Listener(Protocol):
     def preempt_requested(self) -> None:
         """Running syncs are asked to make room."""
 
+    def neighbours_seen(self, found: list[Neighbour]) -> None:
+        """These workers of this boot of the machine live, by the database."""
+
     def handler_code_runs(self) -> bool:
         """True while any handler of this process may run."""
+
+    def running(self) -> list[str]:
+        """See `LoopWatch`."""
 
 
 class Heartbeat:
@@ -71,6 +80,9 @@ class Heartbeat:
         self.interval = min(lease / 6, LONGEST_INTERVAL)
         self._conninfo, self._worker_id, self._lease, self._listener = conninfo, worker_id, lease, listener
         self._acknowledged = boottime()
+        self._connection: psycopg.Connection[Any] | None = None
+        """The one of the beat that is under way."""
+        self._loop_watch = LoopWatch(listener.running)
         self._unbroken_since: float | None = None
         self._stopped = threading.Event()
         self._threads = [
@@ -114,6 +126,7 @@ class Heartbeat:
                     connection = psycopg.connect(self._conninfo, autocommit=True)
                     connection.prepare_threshold = 0
                     sent = boottime()
+                self._connection = connection
                 row = connection.execute(BEAT, {"worker": self._worker_id}).fetchone()
             except psycopg.Error as error:
                 self._unbroken_since = None
@@ -126,6 +139,8 @@ class Heartbeat:
                     self._acknowledged = sent
                 self._stopped.wait(self.interval / 4)
                 continue
+            finally:
+                self._connection = None
             if self._stopped.is_set():
                 break  # it hung for a while; what it would tell concerns a registration that is over
             if row is None or row[0] == 0:
@@ -138,14 +153,19 @@ class Heartbeat:
                 self._listener.cancel_requested(row[1])
             if row[2]:
                 self._listener.preempt_requested()
+            self._listener.neighbours_seen(neighbours(row[3]))
             self._stopped.wait(max(0.0, self.interval - (boottime() - sent)))
         if connection is not None:
             connection.close()
 
     def _watch(self) -> None:
         told = False
-        while not self._stopped.wait(self._lease / 60):
+        while not self._stopped.wait(min(self._lease / 60, loop_watch.EVERY)):
+            self._loop_watch.look()
             silent = boottime() - self._acknowledged
+            if silent >= self._lease / 3 and (connection := self._connection) is not None:
+                self._connection = None
+                cut(connection)
             if silent < self._lease / 2:
                 told = False
                 continue

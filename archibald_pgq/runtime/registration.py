@@ -17,7 +17,7 @@ import psycopg
 from archibald_pgq.config import Settings
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.runtime.dispatcher import Dispatcher
-from archibald_pgq.runtime.executor import Run, Stop
+from archibald_pgq.runtime.executor import Run, Stop, task_name
 from archibald_pgq.runtime.heartbeat import EXIT_FENCED, Heartbeat, exit_fenced
 from archibald_pgq.runtime.history import keep_history
 from archibald_pgq.runtime.listener import listen
@@ -25,7 +25,7 @@ from archibald_pgq.runtime.maintenance import Maintenance
 from archibald_pgq.runtime.registry import Registry
 from archibald_pgq.store import commands
 from archibald_pgq.store.client import Client
-from archibald_pgq.store.workers import PreemptRequest
+from archibald_pgq.store.workers import Neighbour, PreemptRequest
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +217,15 @@ class Registration:
     def preempt_requested(self) -> None:
         """Running syncs are asked to make room."""
         self._soon(self._maintenance.look_for_requests)
+
+    def neighbours_seen(self, found: list[Neighbour]) -> None:
+        """Whose death may be seen on this machine."""
+        self._soon(self._maintenance.watch_over, found)
+
+    def running(self) -> list[str]:
+        """The handlers that run: the name of each one's task, and what to call it."""
+        jobs = [run.job for run in list(self._dispatcher.runs.values()) if run.active]
+        return [f"{task_name(job)} {job.kind} (job {job.job_id})" for job in jobs]
 
     def handler_code_runs(self) -> bool:
         """True while any handler of this process may run."""

@@ -14,6 +14,7 @@ import psycopg
 
 from archibald_pgq.config import Settings
 from archibald_pgq.errors import DatabaseError, SchemaError
+from archibald_pgq.runtime import witness
 from archibald_pgq.runtime.dispatcher import FencedError
 from archibald_pgq.runtime.registration import Registration
 from archibald_pgq.runtime.registry import Registry
@@ -45,6 +46,8 @@ class Worker:
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._registration: Registration | None = None
+        self._witness: witness.Witness | None = None
+        """For the life of the process: a proof of its end, whichever of its registrations it is asked for."""
 
     def request_stop(self) -> None:
         """Drain and stop; a second call ends the grace at once."""
@@ -69,6 +72,13 @@ class Worker:
         Raises:
             DatabaseError: the database cannot be used at the start.
         """
+        self._witness = witness.make()
+        code = await self._run()
+        if code == 0 and self._witness is not None:  # else handler code may run until the process has ended
+            self._witness.close()
+        return code
+
+    async def _run(self) -> int:
         fenced = False
         while True:
             try:
@@ -136,6 +146,8 @@ class Worker:
                     lease=settings.lease,
                     max_wait=settings.max_wait,
                     max_preemptions=settings.max_preemptions,
+                    max_losses=settings.max_losses,
+                    mark=self._witness.mark if self._witness is not None else None,
                 )
             except BaseException:
                 await connection.close()

@@ -7,6 +7,11 @@ pooler gives its clients numbers of its own, for it must know whom a cancel requ
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -15,6 +20,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archibald_pgq.errors import DatabaseError
 from archibald_pgq.store.dsn import redacted, to_libpq, with_options
+
+HANGS = 30
+"""Seconds after which the server cancels a statement of a worker: one of a millisecond that hangs would stop the worker for ever."""
 
 CONNECT_TIMEOUT = 5
 """Seconds; libpq takes whole ones, at least 2."""
@@ -31,6 +39,7 @@ def worker_options(dsn: str, name: str, lease: float) -> str:
         # and no function or operator of another schema is called, whoever put it there
         " -c search_path=pg_catalog,pg_temp"
         " -c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1"
+        f" -c statement_timeout={HANGS * 1000}ms -c idle_session_timeout=0"
     )
     conninfo = with_options(
         dsn,
@@ -75,6 +84,25 @@ def pooled(dsn: str) -> DatabaseError:
         f"there is a connection pooler at {redacted(dsn)}, which breaks a worker's session locks; "
         "give the worker the address of Postgres itself in ARCHIBALD_DIRECT_URL"
     )
+
+
+def cut(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+    """Break a connection now, whatever waits on it: its statement ends with an error, and not when the network gives up.
+
+    A cancellation would wait for the server's answer, which is just what does not come.
+    """
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as shared:
+        shared.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def deadline(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+    """Cut the connection if what is inside takes longer: a peer whose kernel answers, and nobody else, is noticed by nothing else."""
+    timer = asyncio.get_running_loop().call_later(seconds, cut, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def server_refuses(conninfo: str, error: psycopg.Error) -> bool:

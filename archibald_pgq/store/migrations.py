@@ -131,7 +131,7 @@ def roles_sql() -> str:
 
 
 def become_owner(connection: psycopg.Connection[Any]) -> bool:
-    """Make the schema, and go on as `archibald_owner` in this transaction where that is its owner; False where this role is no member of it.
+    """Make the schema, and go on as its owner `archibald_owner` in this transaction; False if this role is no member of it.
 
     What a migration makes then belongs to that role, whoever runs it.
     """

@@ -69,6 +69,10 @@ workers = Table(
     _time("stopped_at"),
     Column("backend_pid", Integer),
     _time("backend_start"),
+    Column("witness_boot", Text),
+    Column("witness_path", Text),
+    Column("witness_file", Text),
+    Column("max_losses", Integer, nullable=False, server_default=text("3")),
 )
 
 agents = Table(
@@ -94,9 +98,17 @@ agents = Table(
     _time("preempt_at"),
     _time("paused_until"),
     Column("paused_reason", Text),
+    _number("head_losses"),
     UniqueConstraint("user_id", name="agents_user_id_key"),
     Index("agents_ready", "head_is_sync", "head_priority", "ready_at", postgresql_where=text("state = 'ready'")),
     Index("agents_aged", "head_waiting_since", postgresql_where=text("state = 'ready' AND head_is_sync")),
+    Index(
+        "agents_solo",
+        "head_is_sync",
+        "head_priority",
+        "ready_at",
+        postgresql_where=text("state = 'ready' AND head_losses > 0"),
+    ),
     Index("agents_running", "worker_id", postgresql_where=text("state = 'running'")),
     Index("agents_retry", "retry_at", postgresql_where=text("retry_at IS NOT NULL")),
     Index("agents_doubt", "doubt_at", postgresql_where=text("doubt_at IS NOT NULL")),

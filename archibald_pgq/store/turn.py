@@ -22,7 +22,7 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 _TURN = """
 SELECT * FROM archibald.turn(%(worker)s, %(lanes)s::bigint[], %(epochs)s::bigint[], %(jobs)s::bigint[], %(events)s::text[],
                              %(results)s::text[], %(errors)s::text[], %(delays)s::double precision[],
-                             %(jobs_wanted)s, %(syncs_wanted)s, %(aged_wanted)s, %(look)s)
+                             %(jobs_wanted)s, %(syncs_wanted)s, %(aged_wanted)s, %(look)s, %(solo)s)
 """
 _RETAKE = "SELECT lane, epoch, jobs, got FROM archibald.retake(%s)"
 _DROP_STRAY = "SELECT archibald.drop_stray_locks(%s)"
@@ -84,6 +84,8 @@ class Turn:
     contradictions: list[str] = field(default_factory=list)
     next_in: float | None = None
     """Seconds until something becomes due that no notification announces."""
+    solo: bool = False
+    """A job waits that runs alone, and it is this worker's to run it: what was claimed with this answer is that job."""
     fenced: bool = False
 
 
@@ -97,9 +99,17 @@ class Owned:
 
 
 async def take_turn(
-    connection: Connection, worker_id: int, settlements: Sequence[Settlement], want: Want, *, look: bool
+    connection: Connection,
+    worker_id: int,
+    settlements: Sequence[Settlement],
+    want: Want,
+    *,
+    look: bool,
+    solo: bool = False,
 ) -> Turn:
     """Settle `settlements` and claim what is wanted; `look`: look again at doubts, pauses, foreign locks and writes that wait for a sync.
+
+    `solo`: the last answer to a wish was `solo`.
 
     Raises:
         psycopg.Error: nothing of this turn was written (or, when the connection broke, perhaps all of it: see `owned_lanes`).
@@ -121,6 +131,7 @@ async def take_turn(
                 "syncs_wanted": want.syncs,
                 "aged_wanted": want.aged,
                 "look": look,
+                "solo": solo,
             },
         )
         async for row in cursor:
@@ -159,6 +170,8 @@ def _read(row: Any, turn: Turn) -> None:
             turn.contradictions.append(row.user_id)
         case "next":
             turn.next_in = row.delay_s
+        case "solo":
+            turn.solo = True
         case "fenced":
             turn.fenced = True
         case other:

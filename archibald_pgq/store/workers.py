@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Sequence
@@ -16,8 +17,10 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 _REGISTER = """
 INSERT INTO archibald.workers (
-         host, pid, version, concurrency, max_syncs, kinds, lease_s, max_wait_s, max_preemptions, backend_pid, backend_start)
+         host, pid, version, concurrency, max_syncs, kinds, lease_s, max_wait_s, max_preemptions, max_losses,
+         witness_boot, witness_path, witness_file, backend_pid, backend_start)
 SELECT %(host)s, %(pid)s, %(version)s, %(concurrency)s, %(max_syncs)s, %(kinds)s, %(lease)s, %(max_wait)s, %(max_preemptions)s,
+       %(max_losses)s, %(boot)s, %(path)s, %(file)s,
        a.pid, a.backend_start
   FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
 RETURNING id
@@ -45,9 +48,14 @@ WITH beat AS (
 )
 SELECT (SELECT count(*) FROM beat),
        ARRAY (SELECT id FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND cancel_requested_at IS NOT NULL),
-       EXISTS (SELECT FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND preempt_requested_at IS NOT NULL)
+       EXISTS (SELECT FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND preempt_requested_at IS NOT NULL),
+       ARRAY (SELECT json_build_object('worker_id', w.id, 'boot', w.witness_boot, 'path', w.witness_path, 'file', w.witness_file)::text
+                FROM archibald.workers w, archibald.workers me
+               WHERE me.id = %(worker)s AND w.id <> me.id AND w.witness_boot = me.witness_boot
+                 AND w.fenced_at IS NULL AND w.stopped_at IS NULL)
 """
-"""The heartbeat; it also brings the requests to cancel and to make room, so that none depends on a notification."""
+"""The heartbeat; it also brings the requests to cancel and to make room, so that none depends on a notification, and the other workers of
+this boot of the machine, whose death may be seen here."""
 
 _CANCELS = (
     "SELECT id FROM archibald.jobs WHERE worker_id = %s AND state = 'running' AND cancel_requested_at IS NOT NULL"
@@ -60,7 +68,10 @@ UPDATE archibald.workers w SET stopped_at = clock_timestamp()
    AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = w.id AND a.state = 'running')
 """
 _FENCE = "SELECT worker, host, pid FROM archibald.fence_stale_workers(%s)"
-_END_BACKENDS = "SELECT archibald.end_lost_backends()"
+_FENCE_DEAD = (
+    "SELECT worker, host, pid FROM archibald.fence_dead_worker(%(me)s, %(worker)s, %(boot)s, %(path)s, %(file)s)"
+)
+_END_BACKENDS = "SELECT archibald.end_lost_backends(%s)"
 _RELEASE = "SELECT user_id, job, fate FROM archibald.release_fenced_lanes(%s, %s)"
 _PARTITIONS = "SELECT archibald.make_history_partitions(%s)"
 _DROP = "SELECT archibald.drop_history_partitions(%s)"
@@ -105,6 +116,30 @@ class PreemptRequest:
     by_kind: str
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What tells a worker's witness file from every other file."""
+
+    boot: str
+    path: str
+    file: str
+    """device:inode"""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another live worker of this boot of the machine, and its witness file."""
+
+    worker_id: int
+    mark: Mark
+
+
+def neighbours(texts: Sequence[str]) -> list[Neighbour]:
+    """Read what `BEAT` says of the other workers of this machine."""
+    found = [json.loads(text) for text in texts]
+    return [Neighbour(row["worker_id"], Mark(row["boot"], row["path"], row["file"])) for row in found]
+
+
 async def register(
     connection: Connection,
     version: str,
@@ -115,8 +150,10 @@ async def register(
     lease: float,
     max_wait: float,
     max_preemptions: int,
+    max_losses: int,
+    mark: Mark | None,
 ) -> int:
-    """Add this process as a worker whose agent locks live on `connection`; return its id. Times in seconds."""
+    """Add this process as a worker whose agent locks live on `connection`; return its id. Times in seconds. `mark`: of its witness file."""
     cursor = await connection.execute(
         _REGISTER,
         {
@@ -129,6 +166,10 @@ async def register(
             "lease": lease,
             "max_wait": max_wait,
             "max_preemptions": max_preemptions,
+            "max_losses": max_losses,
+            "boot": mark and mark.boot,
+            "path": mark and mark.path,
+            "file": mark and mark.file,
         },
     )
     row = await cursor.fetchone()
@@ -165,9 +206,19 @@ async def fence_stale(connection: Connection, me: int) -> list[Fenced]:
     return [Fenced(*row) for row in await (await connection.execute(_FENCE, (me,))).fetchall()]
 
 
-async def end_lost_backends(connection: Connection) -> None:
-    """Terminate the recorded backends of lost workers, so that what they hold is free."""
-    await connection.execute(_END_BACKENDS)
+async def fence_dead(connection: Connection, me: int, dead: Neighbour) -> list[Fenced]:
+    """Fence a worker whose process is proven to have ended; committed when this returns. Empty: not yet, or the row names another file."""
+    mark = dead.mark
+    values = {"me": me, "worker": dead.worker_id, "boot": mark.boot, "path": mark.path, "file": mark.file}
+    return [Fenced(*row) for row in await (await connection.execute(_FENCE_DEAD, values)).fetchall()]
+
+
+async def end_lost_backends(connection: Connection, *, silent: bool = True) -> None:
+    """Terminate the recorded backends of lost workers, so that what they hold is free.
+
+    `silent`: also of those that could not be fenced and are silent for two leases; only for one who may judge others silent.
+    """
+    await connection.execute(_END_BACKENDS, (silent,))
 
 
 async def release_fenced(connection: Connection, limit: int, max_losses: int) -> list[Released]:

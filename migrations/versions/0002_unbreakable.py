@@ -15,10 +15,13 @@ down_revision = "0001"
 OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
-TABLES: tuple[str, ...] = ("0002_doctor", "0002_limits")
+TABLES: tuple[str, ...] = ("0002_lease", "0002_doctor", "0002_limits")
 FUNCTIONS: tuple[str, ...] = (
     "lock_key.v2",
+    "refresh_lanes.v2",
     "enqueue.v2",
+    "turn.v2",
+    "takeover.v2",
     "mend_lanes.v1",
     "security.v1",  # the last: it fixes what the others made
 )

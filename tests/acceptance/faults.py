@@ -145,6 +145,11 @@ class Scene:
             daemon.worker_id,
         )
 
+    async def lose_witness(self, daemon: Daemon) -> None:
+        """As on another machine: nothing proves its death, the lease decides."""
+        path = await self.look.value("SELECT witness_path FROM archibald.workers WHERE id = %s", daemon.worker_id)
+        os.unlink(path)  # noqa: PTH108  # at once
+
     async def until_anew(self, daemon: Daemon) -> None:
         """Wait until a worker that was fenced has registered anew, as the same process."""
         await self.look.until(
@@ -288,6 +293,7 @@ class Wire:
         self._conninfo = database
         self._lose: bytes | None = None
         self._delay: bytes | None = None
+        self._half_open = False
         self._delayed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -330,6 +336,10 @@ class Wire:
     def hold(self) -> None:
         """Black hole: what is sent arrives nowhere, and nobody is told."""
         self._flows.clear()
+
+    def hold_lock_connection(self) -> None:
+        """Half open: of what the dispatcher's connection sends nothing arrives any more; other connections go on."""
+        self._half_open = True
 
     def release(self) -> None:
         """Everything arrives again."""
@@ -374,8 +384,14 @@ class Wire:
             self._writers.discard(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
+        turns = False  # it is known by its first turn: later ones do not send the statement's text
         while data := await reader.read(1 << 16):
             await self._flows.wait()
+            turns = turns or (not replies and b"archibald.turn(" in data)
+            if turns and self._half_open:
+                self._half_open = False
+                self.caught.set()
+                await asyncio.Event().wait()
             if replies and self._lose is not None and self._lose in data:
                 self._lose = None
                 self.lost.set()

@@ -16,7 +16,7 @@ from tests.acceptance import faults
 from tests.acceptance.conftest import Measured
 from tests.acceptance.faults import CHECKOUT, Scene
 from tests.acceptance.history import Event, append, now
-from tests.integration.test_migrations import alembic
+from tests.commands import alembic
 from tests.support import looking
 
 NEXT = "Begin migration 0002"

@@ -487,7 +487,7 @@ async def test_the_heartbeat_does_not_wait_for_its_workers_own_turn(look: Look, 
     async with hand(database) as worker, await connect(conninfo) as heart, worker.connection.transaction():
         await worker.turn(want=1)
         cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id})
-        assert await cursor.fetchone() == (1, [], False)
+        assert await cursor.fetchone() == (1, [], False, [])
 
 
 async def test_a_worker_in_a_turn_is_fenced_after_it_or_when_it_is_frozen_and_others_at_once(

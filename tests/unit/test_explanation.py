@@ -34,6 +34,8 @@ def facts(**changes: Any) -> Facts:
         "run_after": after(-9),
         "attempt": 0,
         "max_attempts": 3,
+        "losses": 0,
+        "runs_alone": False,
         "agent_known": True,
         "looked_at": True,
         "paused": False,
@@ -185,6 +187,16 @@ SENTENCES: list[tuple[dict[str, Any], Reason, str]] = [
         "waits: its agent is set aside until 2026-03-02 14:00:01 (in 1 s), because its job was held by another session, or the tables "
         "contradict each other",
     ),
+    (
+        {"runs_alone": True, "losses": 2},
+        Reason.RUNS_ALONE,
+        "waits until a worker is free of other jobs: its workers died 2 times while it ran, so that it runs alone",
+    ),
+    (
+        {"runs_alone": True, "losses": 1},
+        Reason.RUNS_ALONE,
+        "waits until a worker is free of other jobs: its workers died once while it ran, so that it runs alone",
+    ),
     ({"free_workers": 0}, Reason.CONSUMERS_BUSY, f"{BUSY}; its agent goes next"),
     ({"free_workers": 0, "agents_before": 1}, Reason.CONSUMERS_BUSY, f"{BUSY}; 1 other agent goes first"),
     ({"free_workers": 0, "agents_before": 1001}, Reason.CONSUMERS_BUSY, f"{BUSY}; over 1000 other agents go first"),
@@ -225,6 +237,7 @@ def test_every_reason_is_given_for_something() -> None:
         (HOLDER, BEFORE, Reason.LOCKED),
         (BEFORE, {"free_workers": 0}, Reason.BEHIND),
         ({"ready_at": after(9)}, {"free_workers": 0}, Reason.SET_ASIDE),
+        ({"runs_alone": True, "losses": 2}, {"free_workers": 0}, Reason.RUNS_ALONE),
         ({"free_workers": 0}, {"free_for_syncs": 0, "job_class": SYNC}, Reason.CONSUMERS_BUSY),
     ],
 )

@@ -5,18 +5,18 @@
 -- Whoever may not see other people's sessions is told the pid and the application of the one that holds the agent's lock, not from where.
 WITH job AS (
   SELECT id, agent_id, user_id, kind, class, state, due, wait_reason, priority, run_after, attempt, max_attempts,
-         last_error AS error, worker_id, cancel_requested_at, NULL::timestamptz AS finished_at, xmax AS locker
+         losses, last_error AS error, worker_id, cancel_requested_at, NULL::timestamptz AS finished_at, xmax AS locker
     FROM archibald.jobs WHERE id = %(job)s
   UNION ALL
   SELECT id, agent_id, user_id, kind, class, state, false, NULL, priority, run_after, attempt, max_attempts,
-         error, worker_id, NULL, finished_at, NULL
+         losses, error, worker_id, NULL, finished_at, NULL
     FROM archibald.job_history WHERE id = %(job)s
 ), lane AS (
   SELECT a.*, a.xmax AS locker, coalesce(a.state = 'running', false) AS runs,
          CASE WHEN a.paused_until > now() THEN a.paused_until END AS paused
     FROM job JOIN archibald.agents a ON a.user_id = job.user_id
 ), able AS (                  -- live workers that handle this kind
-  SELECT w.concurrency, w.max_syncs, r.jobs, r.syncs
+  SELECT w.concurrency, w.max_syncs, w.max_losses, r.jobs, r.syncs
     FROM job CROSS JOIN archibald.workers w
    CROSS JOIN LATERAL (SELECT count(*) AS jobs, count(*) FILTER (WHERE j.class = 'sync') AS syncs
                          FROM archibald.jobs j WHERE j.worker_id = w.id AND j.state = 'running') AS r
@@ -24,6 +24,7 @@ WITH job AS (
      AND job.kind = ANY (w.kinds)
 ), capacity AS (
   SELECT count(*) AS able_workers, coalesce(sum(concurrency), 0) AS consumers, coalesce(sum(max_syncs), 0) AS sync_consumers,
+         min(max_losses) AS max_losses,
          count(*) FILTER (WHERE jobs < concurrency) AS free_workers,
          count(*) FILTER (WHERE jobs < concurrency AND syncs < max_syncs) AS free_for_syncs
     FROM able
@@ -53,7 +54,8 @@ WITH job AS (
    LIMIT 1
 )
 SELECT clock_timestamp() AS now, job.id, job.user_id, job.kind, job.class AS job_class, job.state, job.due, job.wait_reason, job.run_after,
-       job.attempt, job.max_attempts, job.error, job.finished_at, job.cancel_requested_at,
+       job.attempt, job.max_attempts, job.losses, coalesce(capacity.max_losses > 1 AND job.losses >= capacity.max_losses - 1, false) AS runs_alone,
+       job.error, job.finished_at, job.cancel_requested_at,
        (SELECT coalesce(
           (SELECT max(j.id) FROM archibald.jobs j WHERE j.retried_from = job.id),
           (SELECT max(h.id) FROM archibald.job_history h WHERE h.retried_from = job.id))
