@@ -15,8 +15,9 @@ down_revision = "0001"
 OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
-TABLES: tuple[str, ...] = ("0002_lease", "0002_doctor", "0002_limits")
-FUNCTIONS: tuple[str, ...] = (
+# jobs before agents, as an enqueue takes them: it may be part of a long transaction
+TABLES = ("0002_doctor", "0002_lease", "0002_limits")
+FUNCTIONS = (
     "lock_key.v2",
     "refresh_lanes.v2",
     "enqueue.v2",
