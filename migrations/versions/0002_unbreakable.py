@@ -21,6 +21,7 @@ FUNCTIONS = (
     "lock_key.v2",
     "refresh_lanes.v2",
     "enqueue.v2",
+    "wake_lanes.v2",
     "turn.v2",
     "takeover.v2",
     "mend_lanes.v1",

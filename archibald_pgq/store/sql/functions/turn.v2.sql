@@ -210,6 +210,7 @@ DECLARE
   v_ran        integer := 0;
   v_syncs      integer := 0;
   v_now        timestamptz;
+  v_again      timestamptz;       -- when to look for what woke again
   v_soon       timestamptz;
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -232,7 +233,7 @@ BEGIN
   END IF;
   -- Who wants nothing leaves it to those who do, and settles alone: an error in here must not pass for the error of an outcome.
   IF p_want > 0 OR p_look THEN
-    PERFORM archibald.wake_lanes(500, CASE WHEN p_look THEN 500 ELSE 20 END);
+    v_again := archibald.wake_lanes(500, CASE WHEN p_look THEN 500 ELSE 20 END, NOT p_look);
   END IF;
   IF p_look THEN
     PERFORM archibald.look_again(100);
@@ -289,8 +290,8 @@ BEGIN
                   FROM archibald.agents a WHERE a.paused_until IS NOT NULL),
                (SELECT CASE WHEN p_look AND min(a.preempt_at) <= now() THEN v_soon ELSE min(a.preempt_at) END
                   FROM archibald.agents a WHERE a.preempt_at IS NOT NULL),
-               CASE WHEN EXISTS (SELECT FROM archibald.jobs j WHERE j.wake)
-                      OR EXISTS (SELECT FROM archibald.agents a
+               v_again,
+               CASE WHEN EXISTS (SELECT FROM archibald.agents a
                                   WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)
                                     AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo)
                       OR EXISTS (SELECT FROM archibald.agents a
