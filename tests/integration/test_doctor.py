@@ -121,10 +121,10 @@ async def test_while_workers_run_many_jobs_no_lane_is_said_to_be_wrong(
 async def test_a_direct_url_that_leads_nowhere_is_serious(database: str) -> None:
     url = make_conninfo(database, host="/nowhere")
     (finding,) = (await examined(database, direct_dsn=url))["connection"]
-    says(finding, SERIOUS, "the workers' direct URL .* cannot be used", "correct the workers' direct URL")
+    says(finding, SERIOUS, "ARCHIBALD_DIRECT_URL .* cannot be used", "correct ARCHIBALD_DIRECT_URL")
     (finding,) = (await examined(database, direct_dsn=database))["connection"]
     assert finding.severity is OK
-    assert "the workers' direct URL is direct" in finding.found
+    assert "ARCHIBALD_DIRECT_URL is direct" in finding.found
 
 
 async def test_a_database_without_the_schema_is_serious_and_nothing_more_is_asked(empty_database: str) -> None:
