@@ -16,7 +16,7 @@ import pytest
 from archibald_pgq import DatabaseError
 from archibald_pgq.store import migrations
 from tests.acceptance.conftest import Measured
-from tests.acceptance.faults import OwnServer, Scene, own_server, scene, until
+from tests.acceptance.faults import own_server, scene, until
 from tests.acceptance.history import now
 from tests.clock import LIBRARY
 from tests.commands import command
@@ -80,7 +80,9 @@ async def test_with_a_full_disk_enqueues_are_refused_and_afterwards_all_goes_on(
             filler = fill(small_disk)
             with pytest.raises(DatabaseError) as refused:
                 for n in range(5000):
-                    await faults.enqueue("fault-idempotent", f"more-{n}", "short", seconds=0.0, padding=os.urandom(9000).hex())
+                    await faults.enqueue(
+                        "fault-idempotent", f"more-{n}", "short", seconds=0.0, padding=os.urandom(9000).hex()
+                    )
             assert "No space left on device" in str(refused.value) or not server.alive, refused.value
             assert "\n" not in str(refused.value)
             sentence = command(
