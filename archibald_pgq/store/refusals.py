@@ -77,7 +77,7 @@ def _translate(dsn: str, error: psycopg.Error | DBAPIError) -> Exception | None:
         case "54000" if "NOTIFY" in message:
             return DatabaseError(
                 f"the database at {redacted(dsn)} can take no notification: {message}; end the session that "
-                "`archibald-pgq doctor` names, or enqueue with SET archibald.notify = off"
+                "listens in the oldest open transaction (pg_stat_activity.xact_start), or SET archibald.notify = off"
             )
         case str() if state[:2] in {"22", "54"}:
             return InvalidJobError(f"the database cannot take this: {message}")
