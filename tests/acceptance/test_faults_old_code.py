@@ -86,9 +86,5 @@ async def test_workers_of_revision_0001_go_on_while_the_schema_is_migrated_under
             await there.until_ended()
             await there.stop_all()
             await there.check()
-        except BaseException:
-            for one in there.daemons:
-                print(one.log.read_text()[-3000:])
-            raise
         finally:
             there.clear()
