@@ -1,4 +1,4 @@
-"""What holds when the host is in trouble: a full disk, a wrong clock, a full queue of notifications, an old snapshot."""
+"""What holds when the host is in trouble: a full disk, a wrong clock, or a full queue of notifications."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,29 +196,3 @@ async def fill_notifications(look: Look) -> None:
     with pytest.raises(psycopg.errors.ProgramLimitExceeded):  # noqa: PT012
         while True:
             await look.rows("SELECT pg_notify('something', %s || g) FROM generate_series(1, 20) g", text)
-
-
-# -- an old snapshot
-
-
-@pytest.mark.long
-async def test_beside_a_snapshot_that_is_held_for_long_claims_go_on(database: str, measured: Measured) -> None:
-    async with scene(database) as faults, looking(database) as holder:
-        await faults.enqueue("fault-read", "declares the kinds", "short", seconds=0.0)
-        for held in (False, True):
-            if held:
-                await holder.rows("BEGIN ISOLATION LEVEL REPEATABLE READ")
-                await holder.rows("SELECT count(*) FROM archibald.jobs")
-            await faults.look.rows(
-                "SELECT archibald.enqueue('user-' || g %% 60, 'fault-read', '{\"do\": \"short\", \"seconds\": 0.0}') "
-                "FROM generate_series(1, %s) g", 20_000,
-            )  # fmt: skip
-            began = time.monotonic()
-            worker = await faults.start("held" if held else "free")
-            async with looking(database) as look:
-                while await look.value("SELECT EXISTS (SELECT FROM archibald.jobs)"):
-                    pass
-            measured(f"20,000 jobs {'beside an old snapshot' if held else 'without one'}", time.monotonic() - began)
-            assert worker.process.poll() is None
-            await faults.stop_all()
-        assert await faults.look.value("SELECT count(*) FROM archibald.job_history WHERE state = 'completed'") == 40_001
