@@ -32,6 +32,7 @@ TOO_OLD = "ARCHIBALD_TEST_TOO_OLD_POSTGRES"
 # Nothing of a test run has to survive a power cut. 300 connections: some tests hold a hundred at once.
 SETTINGS = {
     "max_connections": "300",
+    "max_prepared_transactions": "5",
     "fsync": "off",
     "full_page_writes": "off",
     "max_wal_size": "256MB",

@@ -31,7 +31,7 @@ def doctor(
     settings = config.load()
     with open_for_looking(settings) as target:
         mended = store.mend(target.dsn, settings.max_losses) if fix else []
-        findings = store.examine(target.dsn, settings)
+        findings = store.examine(target.dsn, settings, settings.direct_url)
     for lane in mended:
         sys.stderr.write(f"repaired the lane of {in_one_line(lane.user_id)}: {lane.fault.replace('_', ' ')}\n")
     if as_json_:

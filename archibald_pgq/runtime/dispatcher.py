@@ -48,6 +48,13 @@ jobs other agents' jobs of 0 ms took up to 1.6 times as long (84 turns instead o
 
 _TRANSIENT = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure, errors.QueryCanceled)
 
+_SERVER_IN_NEED = ("53", "58")
+"""Classes of SQLSTATE: a full disk, no memory, an I/O error. It says nothing about a job, so no job may fail by it."""
+
+
+def _in_need(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "")[:2] in _SERVER_IN_NEED
+
 
 class FencedError(Exception):
     """This worker's agents were given to others; it must stop everything and register anew."""
@@ -285,6 +292,9 @@ class Dispatcher:
         if isinstance(error, _TRANSIENT):
             logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
             return SOON * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret
+        if _in_need(error):
+            logger.warning("the server is in need, and the turn is repeated until it is not: %s", told(error))
+            return POLL
         await self._one_by_one(error)
         await asyncio.sleep(SOON)  # whatever is wrong, it must not be tried in a tight loop
         return 0.0
@@ -305,6 +315,8 @@ class Dispatcher:
             except psycopg.Error as error:
                 if self._connection.closed:
                     return
+                if _in_need(error):
+                    continue
                 failed = Outcome.failed(f"its outcome could not be written: {error_text(error)}")
                 self._settlements[item.owner] = Settlement(item.owner, item.job_id, failed)
         await self._mend_locks()

@@ -31,7 +31,7 @@ from archibald_pgq.store.sql import statement
 F = TypeVar("F")
 Judge = Callable[[], list[Finding]]
 
-DIRECT = "the workers' direct URL"
+DIRECT = "ARCHIBALD_DIRECT_URL"
 
 LANES = 10_000
 """Lanes that one look goes through of each sort: those with due jobs, ready ones, running ones."""

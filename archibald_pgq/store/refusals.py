@@ -72,6 +72,13 @@ def _translate(dsn: str, error: psycopg.Error | DBAPIError) -> Exception | None:
             return SchemaError(f"there is no usable schema archibald at {redacted(dsn)}; {MEND}")
         case "42501":
             return NotPermittedError(f"the database at {redacted(dsn)} refuses: {message}")
+        case "53100" if isinstance(cause, psycopg.Error):
+            return DatabaseError(f"the disk of the database at {redacted(dsn)} is full ({message}); make room there")
+        case "54000" if "NOTIFY" in message:
+            return DatabaseError(
+                f"the database at {redacted(dsn)} can take no notification: {message}; end the session that "
+                "listens in the oldest open transaction (pg_stat_activity.xact_start), or SET archibald.notify = off"
+            )
         case str() if state[:2] in {"22", "54"}:
             return InvalidJobError(f"the database cannot take this: {message}")
         case None if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):

@@ -32,6 +32,11 @@ FUNCTIONS = (
 def upgrade() -> None:
     """Add to the tables and replace functions; workers of the code before go on meanwhile and after it."""
     driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
+    # In the order in which an enqueue takes them. The other way round (a column of agents, then an index of jobs) enqueues met a deadlock,
+    # and it was they that failed.
+    driver.execute(
+        "LOCK TABLE archibald.jobs, archibald.agents, archibald.workers"
+    )
     for name in TABLES:
         driver.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
     for name in FUNCTIONS:

@@ -85,7 +85,10 @@ class Scene:
 
     async def start(self, name: str, *, of: str = "app", database: str | None = None, **settings: Any) -> Daemon:
         """Start a worker and wait until it is registered; settings as environment variables. `of`: see `spawn`."""
-        daemon = self.spawn(name, of, database or self.database, settings)
+        return await self.registered(self.spawn(name, of, database or self.database, settings))
+
+    async def registered(self, daemon: Daemon) -> Daemon:
+        """Wait until a worker is registered."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 rows = await self.look.rows(
@@ -249,6 +252,16 @@ class OwnServer:
         self.process().send_signal(number)
         await until(lambda: not self._cluster.alive())
 
+    @property
+    def alive(self) -> bool:
+        """Whether its postmaster runs."""
+        return self._cluster.alive()
+
+    def allow_tcp(self) -> None:
+        """Let everybody in who reaches it: for one that listens where only the test comes."""
+        with (self._pid_file.parent / "pg_hba.conf").open("a") as file:
+            file.write("host all all all trust\n")
+
     def freeze(self) -> None:
         """Nothing of it answers any more."""
         self._all(signal.SIGSTOP)
@@ -272,9 +285,9 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server(**settings: str) -> Iterator[OwnServer]:
+def own_server(folder: Path | None = None, **settings: str) -> Iterator[OwnServer]:
     """Make one in a folder of its own, not started yet."""
-    folder = Path(tempfile.mkdtemp(prefix="archibald-own-"))
+    folder = folder or Path(tempfile.mkdtemp(prefix="archibald-own-"))
     try:
         server = OwnServer(folder, settings)
         try:

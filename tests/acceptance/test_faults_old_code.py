@@ -69,7 +69,8 @@ async def test_workers_of_revision_0001_go_on_while_the_schema_is_migrated_under
         try:
             with monkeypatch.context() as patched:
                 patched.setattr(faults, "CHECKOUT", old_code)
-                old = [await there.start(name) for name in ("old one", "old two")]
+                # Nothing is preloaded; named, it makes a new process of each instead of a fork that has today's code.
+                old = [await there.start(name, LD_PRELOAD="") for name in ("old one", "old two")]
             loading = asyncio.create_task(load())
             await go_on(50)
             began = time.monotonic()

@@ -20,6 +20,7 @@ from archibald_pgq.domain.doctor.finding import Finding, Severity
 from archibald_pgq.store import doctor
 from tests.commands import command
 from tests.hand import Hand, hand
+from tests.pooler import needs_pgbouncer, pooler
 from tests.support import Look, Stage, looking, working
 from tests.terminals import on_terminal, without_colours
 
@@ -121,10 +122,26 @@ async def test_while_workers_run_many_jobs_no_lane_is_said_to_be_wrong(
 async def test_a_direct_url_that_leads_nowhere_is_serious(database: str) -> None:
     url = make_conninfo(database, host="/nowhere")
     (finding,) = (await examined(database, direct_dsn=url))["connection"]
-    says(finding, SERIOUS, "the workers' direct URL .* cannot be used", "correct the workers' direct URL")
+    says(finding, SERIOUS, "ARCHIBALD_DIRECT_URL .* cannot be used", "correct ARCHIBALD_DIRECT_URL")
     (finding,) = (await examined(database, direct_dsn=database))["connection"]
     assert finding.severity is OK
-    assert "the workers' direct URL is direct" in finding.found
+    assert "ARCHIBALD_DIRECT_URL is direct" in finding.found
+
+
+@needs_pgbouncer
+async def test_a_pooler_is_told_apart_from_the_server_behind_it(database: str) -> None:
+    async with pooler(database) as there:
+        (finding,) = (await examined(there.dsn))["connection"]
+        says(finding, NOTICE, "goes through a connection pooler", "ARCHIBALD_DIRECT_URL")
+        (finding,) = (await examined(there.dsn, direct_dsn=there.dsn))["connection"]
+        says(finding, SERIOUS, "ARCHIBALD_DIRECT_URL .* leads to a connection pooler", "set ARCHIBALD_DIRECT_URL")
+        (finding,) = (await examined(there.dsn, direct_dsn=database))["connection"]
+        assert finding.severity is OK
+        ended = command(
+            "doctor", "--json", database=f"postgresql://{there.url}", env={"ARCHIBALD_DIRECT_URL": database}
+        )
+        assert ended.code == 0, ended
+        assert "and ARCHIBALD_DIRECT_URL is direct" in ended.out
 
 
 async def test_a_database_without_the_schema_is_serious_and_nothing_more_is_asked(empty_database: str) -> None:

@@ -70,7 +70,7 @@ def connection(main: Way, direct: Way | None) -> list[Finding]:
     kind = "goes through a connection pooler" if main.pooler else "is direct"
     found = f"the connection to {main.place} {kind}"
     if main.pooler and direct is None:
-        remedy = "give workers the address of Postgres itself; enqueueing and looking work through the pooler"
+        remedy = "give workers the address of Postgres itself in ARCHIBALD_DIRECT_URL; enqueueing and looking work through the pooler"
         return [Finding(name, Severity.NOTICE, f"{found}, where a worker refuses to start", remedy)]
     return [Finding(name, Severity.OK, found + (f", and {direct.setting} is direct" if direct else ""))]
 

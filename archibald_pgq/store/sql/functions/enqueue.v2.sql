@@ -176,7 +176,8 @@ BEGIN
     OR (v_lane.state = 'running' AND v_lane.preemptable AND NEW.class = 'write')
     OR statement_timestamp() - now() > interval '50 microseconds'
     OR current_setting('transaction_isolation') <> 'read committed');
-  IF NEW.wake AND coalesce(current_setting('archibald.notify', true), '') <> 'off' THEN
+  -- Not into a queue of notifications that is nearly full: a NOTIFY that finds it full fails the commit, and polling does without.
+  IF NEW.wake AND coalesce(current_setting('archibald.notify', true), '') <> 'off' AND pg_notification_queue_usage() < 0.9 THEN
     PERFORM pg_notify('archibald', 'wake');
   END IF;
   RETURN NEW;
