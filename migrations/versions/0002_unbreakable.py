@@ -15,7 +15,7 @@ down_revision = "0001"
 OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
-# jobs before agents, as an enqueue takes them: it may be part of a long transaction
+
 TABLES = ("0002_doctor", "0002_lease", "0002_limits")
 FUNCTIONS = (
     "lock_key.v2",
@@ -34,9 +34,7 @@ def upgrade() -> None:
     driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
     # In the order in which an enqueue takes them. The other way round (a column of agents, then an index of jobs) enqueues met a deadlock,
     # and it was they that failed.
-    driver.execute(
-        "LOCK TABLE archibald.jobs, archibald.agents, archibald.workers"
-    )
+    driver.execute("LOCK TABLE archibald.jobs, archibald.agents, archibald.workers")
     for name in TABLES:
         driver.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
     for name in FUNCTIONS:
