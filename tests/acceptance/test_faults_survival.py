@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from typing import Any
 
 import psutil
 import psycopg
@@ -20,8 +19,6 @@ from tests.acceptance.faults import OwnServer, Scene, Wire, own_server, scene
 from tests.acceptance.history import now
 from tests.support import looking
 
-LEASE = 2.0
-SHORT: dict[str, Any] = {"ARCHIBALD_LEASE": LEASE}
 
 HOLD = (
     "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
@@ -210,7 +207,7 @@ async def test_when_others_exhaust_the_lock_table_a_worker_survives_and_then_goe
 async def test_after_a_crash_recovery_stale_beats_fence_nobody(small_server: OwnServer, measured: Measured) -> None:
     """One backend is killed, so the server ends all and recovers; then one worker's beat looks stale to the other."""
     async with scene(small_server.dsn) as faults:
-        judge, late = [await faults.start(name, WORKER_CONCURRENCY=2) for name in "ab"]
+        judge, late = [await faults.start(name, WORKER_CONCURRENCY=2, ARCHIBALD_LEASE=20) for name in "ab"]
         held = [await faults.enqueue("fault-write", f"user-{n}") for n in range(4)]
         await faults.until_started(*held)
         victim = await faults.look.value("SELECT pg_backend_pid()")
