@@ -19,7 +19,6 @@ from tests.acceptance.faults import OwnServer, Scene, Wire, own_server, scene
 from tests.acceptance.history import now
 from tests.support import looking
 
-
 HOLD = (
     "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
     "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
