@@ -35,7 +35,7 @@ POLL = 1.0
 """Seconds between two turns when nothing happens: what a lost notification can cost."""
 
 SOON = 0.2
-"""Seconds until a turn is repeated that met somebody's lock."""
+"""Seconds until a turn is repeated that met somebody's lock, or a server that is short of something."""
 
 LARGEST_AGED = 2.0
 
@@ -90,8 +90,9 @@ class Dispatcher:
         self._wishes: deque[asyncio.Future[Run]] = deque()
         self._settlements: dict[Owner, Settlement] = {}
         self._locks = LockCheck(worker_id, lease)
-        self._patience = lease
-        """Seconds that a turn gets; twice as many after each one in a row that took longer."""
+        self._patience = lease / 2
+        """Seconds that a turn gets, so that a new connection has the locks within the lease; twice as many after each one in a row
+        that took longer, so that a slow turn of a server that answers does end."""
         self._solo = False
         """A job waits that runs alone, and this worker is to run it: nothing else is claimed."""
         self._alone: Owner | None = None
@@ -196,7 +197,7 @@ class Dispatcher:
             self._looked = time.monotonic()
             if self._running_syncs():
                 self._report_look()  # and not only by a notification: where none arrives, a write waits for one poll and no longer
-        self._patience = self._lease
+        self._patience = self._lease / 2
         if want.jobs:
             self._note_solo(turn)
         self._aged = min(self._aged - (want.aged if turn.claimed else 0) + len(turn.claimed) / 4, LARGEST_AGED)
@@ -310,13 +311,11 @@ class Dispatcher:
                         self._connection, self.worker_id, [item], NOTHING, look=False, solo=False
                     )
                 self._apply(turn)
-            except _TRANSIENT:
-                continue  # it stays among the settlements
             except psycopg.Error as error:
                 if self._connection.closed:
                     return
-                if _in_need(error):
-                    continue
+                if isinstance(error, _TRANSIENT) or _in_need(error):
+                    continue  # it stays among the settlements
                 failed = Outcome.failed(f"its outcome could not be written: {error_text(error)}")
                 self._settlements[item.owner] = Settlement(item.owner, item.job_id, failed)
         await self._mend_locks()

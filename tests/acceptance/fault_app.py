@@ -68,14 +68,14 @@ async def act(ctx: JobContext, data: dict[str, Any]) -> dict[str, Any]:
         note("end", ctx, type(error).__name__, owner)
         raise
     note("end", ctx, "returned", owner)
-    return {"worker": WORKER}
+    return {"worker": WORKER, "text": "\x00" if data["do"] == "poison" else ""}
 
 
 async def _act(ctx: JobContext, data: dict[str, Any]) -> None:
     match data:
         case {"do": "report", "gate": str(name)}:
             await _reporting(ctx, name)
-        case {"do": "wait", "gate": str(name)}:
+        case {"do": "wait" | "poison", "gate": str(name)}:
             await gate(name)
         case {"do": "check in", "gate": str(name)}:
             await _checking_in(ctx, name)

@@ -143,7 +143,7 @@ async def test_a_handler_that_ignores_the_end_of_the_grace_ends_with_its_process
     measured("SIGTERM to the exit of a worker whose handler ignores everything", now() - told)
     faults.open()
     await faults.until_ended()
-    assert await faults.look.job(read_job, "state", "losses") == ("completed", 0)
+    assert await faults.look.job(read_job, "state", "losses") == ("completed", 1)
     await faults.stop_all()
     await faults.check()
 
