@@ -1,0 +1,75 @@
+"""Promise Q: within an agent, syncs last, then lower priority numbers, then lower ids first.
+
+Guarantees: speaks only of jobs that were certainly in the queue and due when another one was claimed. The claim of a run comes after the
+end of the agent's run before, because the same transaction that lets an agent go puts its job back. A job waits for certain
+
+- from its enqueue's return on (a delayed one: from some time after its delay),
+- again from the end of a run that was cut short, preempted or failed, because its place is kept and it is due at once,
+- from the return of a person's retry,
+
+each until its next start; so only jobs that start later are spoken of. Must not: guess. A commit in doubt has no time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from tests.acceptance.events import Event, Interval, JobRow
+
+PROMOTION = 5.0
+"""Seconds after its delay in which a job may still be marked as not due: turns do that, and they need a server and a worker."""
+
+
+def disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[JobRow]) -> Iterator[str]:
+    """Return each run that overtook a job which goes first."""
+    place = {job.job_id: (job.is_sync, job.priority, job.job_id) for job in jobs}
+    waits = _waits(runs, events)
+    of_user: defaultdict[str, list[Interval]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.start):
+        of_user[run.user_id].append(run)
+    spawned = {event.pid: event.at for event in events if event.what == "spawned"}
+    for user, ordered in of_user.items():
+        others = {run.job_id for run in ordered if run.job_id in place}
+        for number, run in enumerate(ordered):
+            if run.job_id not in place:
+                continue
+            chosen_after = spawned.get(run.pid, 0.0) if number == 0 else _freed(ordered[:number], run)
+            for other in sorted(others):
+                if place[other] < place[run.job_id] and any(
+                    since < chosen_after and run.start < until for since, until in waits[other]
+                ):
+                    yield f"job {run.job_id} of {user} was run before job {other}, which goes first"
+
+
+def _freed(before: Sequence[Interval], run: Interval) -> float:
+    """The earliest time at which this run can have been claimed: one that was overtaken while its process was stopped ended later."""
+    return max(old.end if old.end <= run.start else old.start for old in before)
+
+
+def _waits(runs: Sequence[Interval], events: Sequence[Event]) -> defaultdict[int, list[tuple[float, float]]]:
+    """Of each job the stretches in which it certainly waited: from a time to its next start."""
+    since: defaultdict[int, list[float]] = defaultdict(list)
+    enqueued: set[int] = set()
+    for event in events:
+        if event.what == "enqueued" and event.job_id not in enqueued:
+            enqueued.add(event.job_id)  # later ones were coalesced with it
+            since[event.job_id].append(event.at + (float(event.how) + PROMOTION if event.how else 0.0))
+        elif event.what == "put back":
+            since[event.job_id].append(event.at)
+    of_job: defaultdict[int, list[Interval]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.start):
+        of_job[run.job_id].append(run)
+    retried: defaultdict[int, list[float]] = defaultdict(list)
+    for event in events:
+        if event.what == "retried":
+            retried[event.job_id].append(event.at)
+    waits: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for job_id, ordered in of_job.items():
+        for old, new in zip(ordered, ordered[1:], strict=False):
+            if not any(old.start < at < new.start for at in retried[job_id]):  # else it was put aside, for a while
+                since[job_id].append(old.end)
+        for begin in since[job_id]:
+            if (until := min((run.start for run in ordered if run.start > begin), default=None)) is not None:
+                waits[job_id].append((begin, until))
+    return waits
