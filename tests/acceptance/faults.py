@@ -378,8 +378,8 @@ class Wire:
                     await asyncio.gather(*pumps, return_exceptions=True)
             finally:
                 up_writer.close()
-        except asyncio.CancelledError:
-            return  # by __aexit__ only; asyncio's own callback would print it
+        except (asyncio.CancelledError, OSError):
+            return  # by __aexit__, or the server is down, or the client has gone; asyncio's own callback would print it
         finally:
             writer.transport.abort()
             self._tasks.discard(task)

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from tests.acceptance.events import END_STATES, Event, Interval, JobRow, append, now, read
-from tests.acceptance.order import disorder
+from tests.acceptance.order import disorder, waits_of
 
-__all__ = ["Event", "Interval", "JobRow", "append", "now", "read", "violations"]
+__all__ = ["Event", "Interval", "JobRow", "append", "now", "read", "stillness", "violations"]
 
 LONG_STOP = 1.0
 IN_FLIGHT = 0.3
@@ -39,6 +39,25 @@ def violations(events: Sequence[Event], jobs: Sequence[JobRow], fenced: Collecti
         found += _forgotten(runs, jobs, fenced)
     found += disorder(runs, events, jobs)
     return found
+
+
+def stillness(events: Sequence[Event]) -> float:
+    """Return the longest time for which an agent stood still though a job of it waited that was due and no operator had the agent."""
+    runs = sorted(_runs(events, []), key=lambda run: run.start)
+    waits = waits_of(runs, events)
+    unlocked: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.what == "unlocked":
+            unlocked[event.user_id].append(event.at)
+    free: dict[str, float] = {}
+    longest = 0.0
+    for run in runs:
+        waited = [since for since, until in waits[run.job_id] if until == run.start]
+        since = max([min(waited, default=run.start), free.get(run.user_id, 0.0)])
+        since = max([since, *(at for at in unlocked[run.user_id] if at < run.start)])
+        longest = max(longest, run.start - since)
+        free[run.user_id] = max(free.get(run.user_id, 0.0), run.end)
+    return longest
 
 
 def _runs(events: Sequence[Event], found: list[str]) -> Iterator[Interval]:
@@ -195,7 +214,7 @@ def _fates(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[Job
             yield f"job {job_id} is in {rows[job_id]} rows"
         elif job_id not in enqueued:
             yield f"job {job_id} was never enqueued"
-    last = {run.job_id: run for run in sorted(runs, key=lambda run: run.end)}
+    last = {run.job_id: run for run in sorted(runs, key=lambda run: run.start)}
     for job in known.values():
         if job.state not in END_STATES:
             yield f"job {job.job_id} of {job.user_id} is still {job.state}"

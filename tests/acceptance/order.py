@@ -24,7 +24,7 @@ PROMOTION = 5.0
 def disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[JobRow]) -> Iterator[str]:
     """Return each run that overtook a job which goes first."""
     place = {job.job_id: (job.is_sync, job.priority, job.job_id) for job in jobs}
-    waits = _waits(runs, events)
+    waits = waits_of(runs, events)
     of_user: defaultdict[str, list[Interval]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.start):
         of_user[run.user_id].append(run)
@@ -47,29 +47,29 @@ def _freed(before: Sequence[Interval], run: Interval) -> float:
     return max(old.end if old.end <= run.start else old.start for old in before)
 
 
-def _waits(runs: Sequence[Interval], events: Sequence[Event]) -> defaultdict[int, list[tuple[float, float]]]:
+def waits_of(runs: Sequence[Interval], events: Sequence[Event]) -> defaultdict[int, list[tuple[float, float]]]:
     """Of each job the stretches in which it certainly waited: from a time to its next start."""
-    since: defaultdict[int, list[float]] = defaultdict(list)
+    since: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)  # from when it waits, and from when it certainly is due
     enqueued: set[int] = set()
+    retried: defaultdict[int, list[float]] = defaultdict(list)
     for event in events:
         if event.what == "enqueued" and event.job_id not in enqueued:
             enqueued.add(event.job_id)  # later ones were coalesced with it
-            since[event.job_id].append(event.at + (float(event.how) + PROMOTION if event.how else 0.0))
+            since[event.job_id].append((event.at, event.at + (float(event.how) + PROMOTION if event.how else 0.0)))
         elif event.what == "put back":
-            since[event.job_id].append(event.at)
+            since[event.job_id].append((event.at, event.at))
+        elif event.what == "retried":
+            retried[event.job_id].append(event.at)
     of_job: defaultdict[int, list[Interval]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.start):
         of_job[run.job_id].append(run)
-    retried: defaultdict[int, list[float]] = defaultdict(list)
-    for event in events:
-        if event.what == "retried":
-            retried[event.job_id].append(event.at)
     waits: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for job_id, ordered in of_job.items():
         for old, new in zip(ordered, ordered[1:], strict=False):
             if not any(old.start < at < new.start for at in retried[job_id]):  # else it was put aside, for a while
-                since[job_id].append(old.end)
-        for begin in since[job_id]:
-            if (until := min((run.start for run in ordered if run.start > begin), default=None)) is not None:
-                waits[job_id].append((begin, until))
+                since[job_id].append((old.end, old.end))
+        for begin, due in since[job_id]:
+            until = min((run.start for run in ordered if run.start > begin), default=begin)
+            if due < until:
+                waits[job_id].append((due, until))
     return waits

@@ -1,0 +1,143 @@
+"""The product spoilt on purpose, one promise at a time: a run of random faults that finds nothing proves something only if it finds these.
+
+Owns: edits of the database's functions, made in the scene's database and nowhere else, and patches of a worker process, made by the fault
+tests' app where FAULT_MUTANT names one. Guarantees: an edit whose text is not found fails. Must not: touch a file of the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.runtime.executor import Run
+from archibald_pgq.runtime.heartbeat import Heartbeat
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of the text of a function of the schema."""
+
+    function: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way of spoiling it."""
+
+    name: str
+    broken: str
+    """What it breaks, in words."""
+    edits: tuple[Edit, ...] = ()
+    statements: tuple[str, ...] = ()
+    patch: Callable[[], None] | None = None
+
+    def spoil_database(self, dsn: str) -> None:
+        """Make the edits."""
+        with psycopg.connect(dsn) as connection:
+            for edit in self.edits:
+                row = connection.execute(
+                    "SELECT pg_get_functiondef(p.oid) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
+                    "WHERE n.nspname = 'archibald' AND p.proname = %s",
+                    (edit.function,),
+                ).fetchone()
+                if row is None or edit.old not in row[0]:
+                    raise ValueError(f"mutant {self.name}: {edit.function} has no {edit.old!r}; adapt tests/chaos/mutants.py")
+                connection.execute(row[0].replace(edit.old, edit.new))
+            for statement in self.statements:
+                connection.execute(statement.encode())
+
+    def spoil_worker(self) -> None:
+        """Patch this process."""
+        if self.patch is not None:
+            self.patch()
+
+
+def _watch_off() -> None:
+    Heartbeat._watch = lambda self: None  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def _skip_handlers() -> None:
+    execute = Run.execute
+
+    async def skip(self: Run) -> Outcome:
+        if self.job.job_id % 25 == 0:
+            self.ended.set()
+            return Outcome.completed(None)
+        return await execute(self)
+
+    Run.execute = skip  # type: ignore[method-assign]
+
+
+def _review_nothing() -> None:
+    Outcome.needs_review = Outcome.gone_back  # type: ignore[method-assign,assignment]
+
+
+NO_LOCK = Edit("claim", "pg_try_advisory_lock(c.lock_key) AS got", "true AS got")
+
+_ALL = (
+    Mutant("watch-off", "a worker does not stop its handlers when it has lost contact", patch=_watch_off),
+    Mutant(
+        "settle-unfenced",
+        # The settle's own fence is the last of several: a stale turn is refused before it, a lost backend is ended with what it was sent,
+        # and no other worker claims while that session holds the agent's lock. Only without those can it be seen.
+        "an overtaken worker's outcome is written",
+        (
+            Edit("settle", " AND a.worker_id = p_worker AND a.epoch = item.epoch", ""),
+            Edit("turn", "w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE", "w.id = p_worker FOR KEY SHARE"),
+            Edit("end_lost_backends", "pg_terminate_backend(pid) AS done", "false AS done"),
+            NO_LOCK,
+        ),
+    ),
+    Mutant(
+        "takeover-hasty",
+        "a worker is taken over before its lease is over",
+        (Edit("fence_stale_workers", "make_interval(secs => s.lease_s)", "make_interval(secs => 0.3)"),),
+    ),
+    Mutant("lock-ignored", "an agent is claimed whose lock an operator holds", (NO_LOCK,)),
+    Mutant(
+        "lane-ignored",
+        "an agent is claimed that runs a job",
+        (
+            NO_LOCK,
+            Edit("claim", "a.state = 'ready' AND", "a.state IN ('ready', 'running') AND"),
+            Edit("claim", "WHERE EXISTS (SELECT FROM archibald.jobs j WHERE j.agent_id = l AND j.state = 'running')", "WHERE false"),
+            Edit("claim", "ready_at = NULL, retry_at = NULL", "ready_at = clock_timestamp(), retry_at = NULL"),
+        ),
+        ("DROP INDEX archibald.jobs_one_running",),
+    ),
+    Mutant(
+        "history-dropped",
+        "the row of every 50th job that ends is lost",
+        statements=(
+            "CREATE FUNCTION archibald.drop_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+            "CREATE TRIGGER drop_row BEFORE INSERT ON archibald.job_history FOR EACH ROW WHEN (NEW.id % 50 = 0) "
+            "EXECUTE FUNCTION archibald.drop_row()",
+        ),
+    ),
+    Mutant("handler-skipped", "every 25th job is completed without having run", patch=_skip_handlers),
+    Mutant(
+        "write-repeated",
+        "a write whose worker died goes back into the queue",
+        (Edit("release_fenced_lanes", "j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful", "false AS doubtful"),),
+    ),
+    Mutant("write-gone-back", "a write that was interrupted goes back into the queue", patch=_review_nothing),
+    Mutant(
+        "place-lost",
+        "a requeued job loses its place",
+        (
+            Edit("claim", "wait_reason = 'requeue', wake = false", "wait_reason = 'requeue', wake = false, due = false"),
+            Edit(
+                "claim",
+                "SET retry_at = r.run_after, ready_at = r.run_after",
+                "SET retry_at = NULL, ready_at = clock_timestamp() + interval '0.3 s'",
+            ),
+        ),
+    ),
+    Mutant("epoch-kept", "two owners of an agent have the same epoch", (Edit("claim", "epoch = a.epoch + 1", "epoch = a.epoch"),)),
+)
+MUTANTS = {mutant.name: mutant for mutant in _ALL}
