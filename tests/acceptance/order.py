@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from tests.acceptance.events import Event, Interval, JobRow
 
@@ -29,27 +30,36 @@ def disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[J
     for run in sorted(runs, key=lambda run: run.start):
         of_user[run.user_id].append(run)
     spawned = {event.pid: event.at for event in events if event.what == "spawned"}
+    stops = _stops(events)
     for user, ordered in of_user.items():
         others = {run.job_id for run in ordered if run.job_id in place}
         for number, run in enumerate(ordered):
             if run.job_id not in place:
                 continue
-            chosen_after = spawned.get(run.pid, 0.0) if number == 0 else _freed(ordered[:number], run)
+            chosen_after = (
+                max(_left(old, run, stops) or old.start for old in ordered[:number])
+                if number
+                else spawned.get(run.pid, 0.0)
+            )
             for other in sorted(others):
                 if place[other] < place[run.job_id] and any(
-                    since < chosen_after and run.start < until for since, until in waits[other]
+                    since <= chosen_after and run.start < until for since, until in waits[other]
                 ):
                     yield f"job {run.job_id} of {user} was run before job {other}, which goes first"
 
 
-def _freed(before: Sequence[Interval], run: Interval) -> float:
-    """The earliest time at which this run can have been claimed: one that was overtaken while its process was stopped ended later."""
-    return max(old.end if old.end <= run.start else old.start for old in before)
+def _left(old: Interval, new: Interval, stops: dict[int, list[float]]) -> float | None:
+    """The time after which a run can be followed by a new one: its end, or the stop of its process if it was overtaken while stopped."""
+    if old.end <= new.start:
+        return old.end
+    return max((at for at in stops.get(old.pid, []) if old.start < at < new.start), default=None)
 
 
 def waits_of(runs: Sequence[Interval], events: Sequence[Event]) -> defaultdict[int, list[tuple[float, float]]]:
     """Of each job the stretches in which it certainly waited: from a time to its next start."""
-    since: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)  # from when it waits, and from when it certainly is due
+    since: defaultdict[int, list[tuple[float, float]]] = defaultdict(
+        list
+    )  # from when it waits, and from when it certainly is due
     enqueued: set[int] = set()
     retried: defaultdict[int, list[float]] = defaultdict(list)
     for event in events:
@@ -63,13 +73,23 @@ def waits_of(runs: Sequence[Interval], events: Sequence[Event]) -> defaultdict[i
     of_job: defaultdict[int, list[Interval]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.start):
         of_job[run.job_id].append(run)
+    stops = _stops(events)
     waits: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for job_id, ordered in of_job.items():
-        for old, new in zip(ordered, ordered[1:], strict=False):
-            if not any(old.start < at < new.start for at in retried[job_id]):  # else it was put aside, for a while
-                since[job_id].append((old.end, old.end))
-        for begin, due in since[job_id]:
-            until = min((run.start for run in ordered if run.start > begin), default=begin)
+        for old, new in pairwise(ordered):
+            aside = any(old.start < at < new.start for at in retried[job_id])
+            if not aside and (begin := _left(old, new, stops)) is not None:
+                waits[job_id].append((begin, new.start))
+        for since_then, due in since[job_id]:
+            until = min((run.start for run in ordered if run.start > since_then), default=since_then)
             if due < until:
                 waits[job_id].append((due, until))
     return waits
+
+
+def _stops(events: Sequence[Event]) -> dict[int, list[float]]:
+    stops: dict[int, list[float]] = {}
+    for event in events:
+        if event.what == "stopped":
+            stops.setdefault(event.pid, []).append(event.at)
+    return stops

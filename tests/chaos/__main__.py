@@ -27,9 +27,11 @@ from tests.chaos.mutants import MUTANTS
 console = Console(stderr="--json" in sys.argv)
 
 
-def main(
+def main(  # noqa: PLR0917  # typer names them
     seconds: Annotated[float, typer.Option(min=1)] = 60,
-    seed: Annotated[int | None, typer.Option(help="The same seed plays the same faults; without one, by chance.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed plays the same faults; without one, by chance.")
+    ] = None,
     daemons: Annotated[int, typer.Option(min=2, max=10)] = 4,
     mutant: Annotated[str | None, typer.Option(help=f"Spoil the product first: {', '.join(MUTANTS)}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -40,13 +42,13 @@ def main(
         raise typer.BadParameter(f"there is no {mutant}; there are {', '.join(MUTANTS)}", param_hint="--mutant")
     spoilt = MUTANTS[mutant] if mutant is not None else None
     seed = secrets.randbelow(1 << 31) if seed is None else seed
-    console.print(f"seed {seed}, {seconds:g} s, {daemons} workers" + (f"; {spoilt.broken}" if spoilt else ""), highlight=False)
+    console.print(
+        f"seed {seed}, {seconds:g} s, {daemons} workers" + (f"; {spoilt.broken}" if spoilt else ""), highlight=False
+    )
     folder = Path(tempfile.mkdtemp(prefix="archibald-chaos-"))
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with own_server(max_connections="120") as server, Progress(*columns, console=console, transient=True) as progress:
-        conductor = Conductor(
-            server, folder, progress, seed=seed, seconds=seconds, daemons=daemons, mutant=spoilt
-        )
+        conductor = Conductor(server, folder, progress, seed=seed, seconds=seconds, daemons=daemons, mutant=spoilt)
         result = asyncio.run(conductor.run())
     if as_json:
         print(json.dumps({"seed": seed, "seconds": seconds, "mutant": mutant, **asdict(result)}))  # noqa: T201
@@ -69,6 +71,7 @@ def _show(result: Result) -> None:
         {f"jobs {state}": count for state, count in sorted(result.jobs.items())},
         {f"fault: {kind}": count for kind, count in sorted(result.faults.items())},
         result.counts,
+        {"from the last fault to the last end": f"{result.last_end:.1f} s"},
         {"longest time an agent stood still": f"{result.longest_still:.1f} s", "violations": len(result.violations)},
     ):
         for what, count in part.items():

@@ -30,7 +30,7 @@ ENDS_WITHIN = 60.0
 """Seconds after the last fault in which every job must have ended."""
 
 ENQUEUERS = 2
-BACKLOG = 5
+BACKLOG = 4
 """Jobs that may wait for one agent: what waits at the end has to end soon."""
 
 
@@ -43,6 +43,8 @@ class Result:
     faults: Counter[str] = field(default_factory=Counter)
     """By kind."""
     counts: dict[str, int] = field(default_factory=dict)
+    last_end: float = 0.0
+    """Seconds from the end of the faults to the end of the last job."""
     longest_still: float = 0.0
     """Seconds that an agent stood still though a job of it waited."""
     violations: list[str] = field(default_factory=list)
@@ -136,12 +138,13 @@ class Conductor:
         self._progress.remove_task(phase)
 
     async def _judge(self, scene: Scene) -> None:
-        over = now() + ENDS_WITHIN
+        began = now()
         live = "SELECT count(*) FROM archibald.jobs WHERE state IN ('queued', 'running')"
         async with looking(self._server.dsn) as look:
             await look.rows("UPDATE archibald.agents SET paused_until = now() WHERE paused_until IS NOT NULL")
-            while await look.value(live) and now() < over:  # noqa: ASYNC110  # of other processes
+            while await look.value(live) and now() < began + ENDS_WITHIN:  # noqa: ASYNC110  # of other processes
                 await asyncio.sleep(0.2)
+            self._result.last_end = now() - began
             rows = [JobRow(*row) for row in await look.rows(JOBS)]
             lost = {row[0] for row in await look.rows("SELECT id FROM archibald.workers WHERE fenced_at IS NOT NULL")}
             sums = await look.rows(
@@ -157,4 +160,3 @@ class Conductor:
         self._result.jobs = Counter(row.state for row in rows)
         self._result.longest_still = stillness(events)
         self._result.violations += violations(events, rows, lost)
-

@@ -85,7 +85,7 @@ class Crew:
     async def next_start(self) -> int:
         """Wait until a handler starts; return its process."""
         self._look()
-        while not (pids := self._look()):
+        while not (pids := self._look()):  # noqa: ASYNC110  # of other processes
             await asyncio.sleep(LOOK / 4)
         return pids[-1]
 

@@ -30,7 +30,7 @@ CALM = 12.0
 ACTS = {"enqueue": 76, "in a transaction": 4, "roll back": 3, "cancel": 6, "pause": 2, "lock": 5, "retry": 4}
 KINDS = {"fault-write": 4, "fault-idempotent": 3, "fault-read": 4, "fault-again": 1, "fault-sync": 2}
 DEEDS = {"short": 88, "block": 3, "stubborn": 5, "fail": 3, "die": 0.4}
-LONG_ONES = 0.22
+LONG_ONES = 0.18
 """How many jobs take longer than the lease: only such a handler shows whether its worker stops it in time, and who ends its job."""
 
 

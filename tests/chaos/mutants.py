@@ -46,7 +46,9 @@ class Mutant:
                     (edit.function,),
                 ).fetchone()
                 if row is None or edit.old not in row[0]:
-                    raise ValueError(f"mutant {self.name}: {edit.function} has no {edit.old!r}; adapt tests/chaos/mutants.py")
+                    raise ValueError(
+                        f"mutant {self.name}: {edit.function} has no {edit.old!r}; adapt tests/chaos/mutants.py"
+                    )
                 connection.execute(row[0].replace(edit.old, edit.new))
             for statement in self.statements:
                 connection.execute(statement.encode())
@@ -58,7 +60,7 @@ class Mutant:
 
 
 def _watch_off() -> None:
-    Heartbeat._watch = lambda self: None  # type: ignore[method-assign]  # noqa: SLF001
+    Heartbeat._watch = lambda self: None  # type: ignore[method-assign]
 
 
 def _skip_handlers() -> None:
@@ -74,7 +76,7 @@ def _skip_handlers() -> None:
 
 
 def _review_nothing() -> None:
-    Outcome.needs_review = Outcome.gone_back  # type: ignore[method-assign,assignment]
+    Outcome.needs_review = Outcome.gone_back  # type: ignore[method-assign]
 
 
 NO_LOCK = Edit("claim", "pg_try_advisory_lock(c.lock_key) AS got", "true AS got")
@@ -105,7 +107,11 @@ _ALL = (
         (
             NO_LOCK,
             Edit("claim", "a.state = 'ready' AND", "a.state IN ('ready', 'running') AND"),
-            Edit("claim", "WHERE EXISTS (SELECT FROM archibald.jobs j WHERE j.agent_id = l AND j.state = 'running')", "WHERE false"),
+            Edit(
+                "claim",
+                "WHERE EXISTS (SELECT FROM archibald.jobs j WHERE j.agent_id = l AND j.state = 'running')",
+                "WHERE false",
+            ),
             Edit("claim", "ready_at = NULL, retry_at = NULL", "ready_at = clock_timestamp(), retry_at = NULL"),
         ),
         ("DROP INDEX archibald.jobs_one_running",),
@@ -123,14 +129,22 @@ _ALL = (
     Mutant(
         "write-repeated",
         "a write whose worker died goes back into the queue",
-        (Edit("release_fenced_lanes", "j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful", "false AS doubtful"),),
+        (
+            Edit(
+                "release_fenced_lanes",
+                "j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful",
+                "false AS doubtful",
+            ),
+        ),
     ),
     Mutant("write-gone-back", "a write that was interrupted goes back into the queue", patch=_review_nothing),
     Mutant(
         "place-lost",
         "a requeued job loses its place",
         (
-            Edit("claim", "wait_reason = 'requeue', wake = false", "wait_reason = 'requeue', wake = false, due = false"),
+            Edit(
+                "claim", "wait_reason = 'requeue', wake = false", "wait_reason = 'requeue', wake = false, due = false"
+            ),
             Edit(
                 "claim",
                 "SET retry_at = r.run_after, ready_at = r.run_after",
@@ -138,6 +152,10 @@ _ALL = (
             ),
         ),
     ),
-    Mutant("epoch-kept", "two owners of an agent have the same epoch", (Edit("claim", "epoch = a.epoch + 1", "epoch = a.epoch"),)),
+    Mutant(
+        "epoch-kept",
+        "two owners of an agent have the same epoch",
+        (Edit("claim", "epoch = a.epoch + 1", "epoch = a.epoch"),),
+    ),
 )
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

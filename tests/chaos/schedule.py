@@ -14,6 +14,8 @@ LEASE = 2.0
 """Of the workers, in seconds: what is short or long is measured by it."""
 
 FIRST = 1.5
+GAP = (0.4, 2.0)
+"""Seconds from the start of a fault to the start of the next one."""
 
 
 class Aim(StrEnum):
@@ -74,7 +76,7 @@ class Fault:
 
 
 def schedule(seed: int, seconds: float) -> list[Fault]:
-    """Return the faults of a run, in order. Each kind comes as often as it should before one comes again; the next one after 0.4 to 2 s."""
+    """Return the faults of a run, in order; all are over at its end. Each kind comes as often as it should before one comes again."""
     chance = random.Random(seed)  # repeatable is what it must be
     whole = [kind for kind in KINDS for _ in range(kind.times)]
     faults: list[Fault] = []
@@ -83,6 +85,8 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
         if not bag:
             bag = chance.sample(whole, len(whole))
         kind = bag.pop()
-        faults.append(Fault(round(at, 3), kind.name, kind.aim, round(chance.uniform(*kind.seconds), 3), chance.randrange(1 << 16)))
-        at += chance.uniform(0.4, 2.0)
+        lasts, rank = round(chance.uniform(*kind.seconds), 3), chance.randrange(1 << 16)
+        if at + lasts < seconds:
+            faults.append(Fault(round(at, 3), kind.name, kind.aim, lasts, rank))
+        at += chance.uniform(*GAP)
     return faults

@@ -76,9 +76,7 @@ class Strikes:
         return turned[0] if fault.aim is Aim.ANY else max(turned, key=self._crew.running)
 
     def _free(self) -> list[Member]:
-        return [
-            member for member in self._crew.members if not member.struck and member.daemon.process.poll() is None
-        ]
+        return [member for member in self._crew.members if not member.struck and member.daemon.process.poll() is None]
 
     async def _strike_worker(self, fault: Fault, member: Member) -> bool:
         daemon = member.daemon

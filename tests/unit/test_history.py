@@ -191,7 +191,9 @@ def test_two_runs_that_touch_do_not_overlap_and_a_stopped_process_runs_nothing()
     ]
     job = [JobRow(1, "alice", 10, "completed")]
     assert violations(events, job) == []
-    assert any("ran at once" in sentence for sentence in violations([*events[:5], replace(events[5], at=6.5), events[6]], job))
+    assert any(
+        "ran at once" in sentence for sentence in violations([*events[:5], replace(events[5], at=6.5), events[6]], job)
+    )
     events.insert(5, Event(6.5, "end", A, "a", 1, "alice", "returned"))
     assert any("ran at once" in sentence for sentence in violations(events, job))
 
