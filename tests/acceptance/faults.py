@@ -262,7 +262,8 @@ class OwnServer:
     def _all(self, number: signal.Signals) -> None:
         postmaster = self.process()
         for process in [postmaster, *postmaster.children(recursive=True)]:
-            process.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):  # a backend ends at any time
+                process.send_signal(number)
 
     def close(self) -> None:
         """End it."""

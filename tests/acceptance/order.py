@@ -7,7 +7,8 @@ end of the agent's run before, because the same transaction that lets an agent g
 - again from the end of a run that was cut short, preempted or failed, because its place is kept and it is due at once,
 - from the return of a person's retry,
 
-each until its next start; so only jobs that start later are spoken of. Must not: guess. A commit in doubt has no time.
+each until its next start, if it was not put aside in between; so only jobs that start later are spoken of.
+Must not: guess. A commit in doubt has no time.
 """
 
 from __future__ import annotations
@@ -73,16 +74,20 @@ def waits_of(runs: Sequence[Interval], events: Sequence[Event]) -> defaultdict[i
     of_job: defaultdict[int, list[Interval]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.start):
         of_job[run.job_id].append(run)
+
+    def aside(job_id: int, begin: float, end: float) -> bool:
+        """A person retried it meanwhile: it had been put aside, perhaps by a death between its claim and its handler's start."""
+        return any(begin < at < end for at in retried[job_id])
+
     stops = _stops(events)
     waits: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for job_id, ordered in of_job.items():
         for old, new in pairwise(ordered):
-            aside = any(old.start < at < new.start for at in retried[job_id])
-            if not aside and (begin := _left(old, new, stops)) is not None:
+            if not aside(job_id, old.start, new.start) and (begin := _left(old, new, stops)) is not None:
                 waits[job_id].append((begin, new.start))
         for since_then, due in since[job_id]:
             until = min((run.start for run in ordered if run.start > since_then), default=since_then)
-            if due < until:
+            if due < until and not aside(job_id, since_then, until):
                 waits[job_id].append((due, until))
     return waits
 

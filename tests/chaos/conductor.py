@@ -6,11 +6,12 @@ Guarantees: the faults end before the judgement begins; all that was started is 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
@@ -151,6 +152,9 @@ class Conductor:
                 "SELECT coalesce(sum(losses), 0)::int, coalesce(sum(requeue_count), 0)::int, coalesce(sum(preemptions), 0)::int "
                 "FROM archibald.all_jobs"
             )
+        (self._folder / "rows.json").write_text(
+            json.dumps({"rows": [asdict(row) for row in rows], "lost": sorted(lost)})
+        )
         events = read(scene.history)
         self._result.counts = {
             "handlers started": sum(event.what == "start" for event in events),

@@ -32,6 +32,8 @@ class Mutant:
     name: str
     broken: str
     """What it breaks, in words."""
+    says: str
+    """What the checker says of it."""
     edits: tuple[Edit, ...] = ()
     statements: tuple[str, ...] = ()
     patch: Callable[[], None] | None = None
@@ -82,12 +84,15 @@ def _review_nothing() -> None:
 NO_LOCK = Edit("claim", "pg_try_advisory_lock(c.lock_key) AS got", "true AS got")
 
 _ALL = (
-    Mutant("watch-off", "a worker does not stop its handlers when it has lost contact", patch=_watch_off),
+    Mutant(
+        "watch-off", "a worker does not stop its handlers when it has lost contact", "ran at once", patch=_watch_off
+    ),
     Mutant(
         "settle-unfenced",
         # The settle's own fence is the last of several: a stale turn is refused before it, a lost backend is ended with what it was sent,
         # and no other worker claims while that session holds the agent's lock. Only without those can it be seen.
         "an overtaken worker's outcome is written",
+        "wrote the end",
         (
             Edit("settle", " AND a.worker_id = p_worker AND a.epoch = item.epoch", ""),
             Edit("turn", "w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE", "w.id = p_worker FOR KEY SHARE"),
@@ -98,12 +103,14 @@ _ALL = (
     Mutant(
         "takeover-hasty",
         "a worker is taken over before its lease is over",
+        "ran at once",
         (Edit("fence_stale_workers", "make_interval(secs => s.lease_s)", "make_interval(secs => 0.3)"),),
     ),
-    Mutant("lock-ignored", "an agent is claimed whose lock an operator holds", (NO_LOCK,)),
+    Mutant("lock-ignored", "an agent is claimed whose lock an operator holds", "to themselves", (NO_LOCK,)),
     Mutant(
         "lane-ignored",
         "an agent is claimed that runs a job",
+        "ran at once",
         (
             NO_LOCK,
             Edit("claim", "a.state = 'ready' AND", "a.state IN ('ready', 'running') AND"),
@@ -119,16 +126,23 @@ _ALL = (
     Mutant(
         "history-dropped",
         "the row of every 50th job that ends is lost",
+        "in 0 rows",
         statements=(
             "CREATE FUNCTION archibald.drop_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
             "CREATE TRIGGER drop_row BEFORE INSERT ON archibald.job_history FOR EACH ROW WHEN (NEW.id % 50 = 0) "
             "EXECUTE FUNCTION archibald.drop_row()",
         ),
     ),
-    Mutant("handler-skipped", "every 25th job is completed without having run", patch=_skip_handlers),
+    Mutant(
+        "handler-skipped",
+        "every 25th job is completed without having run",
+        "its last run is missing",
+        patch=_skip_handlers,
+    ),
     Mutant(
         "write-repeated",
         "a write whose worker died goes back into the queue",
+        "nobody retried it",
         (
             Edit(
                 "release_fenced_lanes",
@@ -137,10 +151,16 @@ _ALL = (
             ),
         ),
     ),
-    Mutant("write-gone-back", "a write that was interrupted goes back into the queue", patch=_review_nothing),
+    Mutant(
+        "write-gone-back",
+        "a write that was interrupted goes back into the queue",
+        "nobody retried it",
+        patch=_review_nothing,
+    ),
     Mutant(
         "place-lost",
         "a requeued job loses its place",
+        "which goes first",
         (
             Edit(
                 "claim", "wait_reason = 'requeue', wake = false", "wait_reason = 'requeue', wake = false, due = false"
@@ -155,6 +175,7 @@ _ALL = (
     Mutant(
         "epoch-kept",
         "two owners of an agent have the same epoch",
+        "after one of epoch",
         (Edit("claim", "epoch = a.epoch + 1", "epoch = a.epoch"),),
     ),
 )

@@ -49,7 +49,7 @@ class History:
         """Do something for each pair, then end everything."""
         acts = (
             self._enqueue, self._enqueue, self._start, self._start, self._return, self._return, self._fail, self._kill, self._stop,
-            self._lock, self._retry, self._cancel, self._thaw,
+            self._lock, self._retry, self._cancel, self._thaw, self._die_with_a_claim,
         )  # fmt: skip
         for act, number in numbers:
             acts[act % len(acts)](number)
@@ -146,6 +146,17 @@ class History:
         at = self._note("killed", pid=pid)
         for run in self._release(pid):
             self._free[run.user_id] = at
+
+    def _die_with_a_claim(self, number: int) -> None:
+        """A worker dies between the claim and the handler's start."""
+        user = USERS[number % 3]
+        if user not in self._running and user not in self._locked and self._waiting[user]:
+            job = min(self._waiting[user], key=self._place)
+            self._epochs[user] += 2
+            if self.rows[job].doubtful:
+                del self._waiting[user][job]
+                self.rows[job] = replace(self.rows[job], state="needs_review")
+            self._kill(number)
 
     def _stop(self, number: int) -> None:
         pid = self._workers[number % WORKERS]
