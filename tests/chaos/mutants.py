@@ -81,7 +81,12 @@ def _review_nothing() -> None:
     Outcome.needs_review = Outcome.gone_back  # type: ignore[method-assign]
 
 
-NO_LOCK = Edit("claim", "pg_try_advisory_lock(c.lock_key) AS got", "true AS got")
+TRY = "pg_try_advisory_lock(c.lock_key)"
+HELD_BY_LOST = (
+    "EXISTS (SELECT FROM pg_locks l JOIN archibald.workers w ON w.backend_pid = l.pid AND w.fenced_at IS NOT NULL "
+    "WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32) | l.objid::bigint = c.lock_key)"
+)
+NO_LOCK = Edit("claim", TRY, "true")
 
 _ALL = (
     Mutant(
@@ -97,7 +102,7 @@ _ALL = (
             Edit("settle", " AND a.worker_id = p_worker AND a.epoch = item.epoch", ""),
             Edit("turn", "w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE", "w.id = p_worker FOR KEY SHARE"),
             Edit("end_lost_backends", "pg_terminate_backend(pid) AS done", "false AS done"),
-            NO_LOCK,
+            Edit("claim", TRY, f"({TRY} OR {HELD_BY_LOST})"),
         ),
     ),
     Mutant(
@@ -170,6 +175,7 @@ _ALL = (
                 "SET retry_at = r.run_after, ready_at = r.run_after",
                 "SET retry_at = NULL, ready_at = clock_timestamp() + interval '0.3 s'",
             ),
+            Edit("end_requeue", "AND j.wait_reason = 'requeue'", "AND false"),
         ),
     ),
     Mutant(
