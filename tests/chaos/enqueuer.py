@@ -24,8 +24,8 @@ from tests.acceptance.events import Event, append, now
 
 AGENTS = [f"agent-{number}" for number in range(12)]
 REST = 0.05
-CALM = 12.0
-"""Seconds before the end in which no long job comes any more: what waits then has to end soon."""
+CALM = 15.0
+"""Seconds before the end in which no long job comes any more, and no long lock: what waits then has to end soon."""
 
 ACTS = {"enqueue": 76, "in a transaction": 4, "roll back": 3, "cancel": 6, "pause": 2, "lock": 5, "retry": 4}
 KINDS = {"fault-write": 4, "fault-idempotent": 3, "fault-read": 4, "fault-again": 1, "fault-sync": 2}
@@ -62,7 +62,7 @@ class Enqueuer:
                     await asyncio.sleep(0.3)
                     await self._resume(user)
                 case "lock":
-                    seconds = self._chance.choice((0.3, 0.6, 1.0, 1.0, 2.5, 4.0))
+                    seconds = self._chance.choice((0.3, 0.6, 1.0, 1.0, 2.5, 4.0) if now() < self._calm_from else (0.3,))
                     task = asyncio.create_task(self._lock(user, seconds))
                     self._locks.add(task)
                     task.add_done_callback(self._locks.discard)

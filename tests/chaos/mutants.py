@@ -14,6 +14,10 @@ import psycopg
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime.executor import Run
 from archibald_pgq.runtime.heartbeat import Heartbeat
+from archibald_pgq.runtime.lock_check import LockCheck
+from archibald_pgq.runtime.registration import Registration
+from archibald_pgq.store import workers
+from archibald_pgq.store.turn import Settlement
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,19 @@ def _watch_off() -> None:
     Heartbeat._watch = lambda self: None  # type: ignore[method-assign]
 
 
+def _know_nothing() -> None:
+    async def moved(*_: object) -> bool:
+        return True
+
+    async def compared(*_: object) -> list[Settlement]:
+        return []
+
+    _watch_off()
+    Registration.fenced = lambda self: None  # type: ignore[method-assign]
+    workers.move = moved  # type: ignore[assignment]
+    LockCheck.compare = compared  # type: ignore[method-assign,assignment]
+
+
 def _skip_handlers() -> None:
     execute = Run.execute
 
@@ -81,12 +98,7 @@ def _review_nothing() -> None:
     Outcome.needs_review = Outcome.gone_back  # type: ignore[method-assign]
 
 
-TRY = "pg_try_advisory_lock(c.lock_key)"
-HELD_BY_LOST = (
-    "EXISTS (SELECT FROM pg_locks l JOIN archibald.workers w ON w.backend_pid = l.pid AND w.fenced_at IS NOT NULL "
-    "WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32) | l.objid::bigint = c.lock_key)"
-)
-NO_LOCK = Edit("claim", TRY, "true")
+NO_LOCK = Edit("claim", "pg_try_advisory_lock(c.lock_key)", "true")
 
 _ALL = (
     Mutant(
@@ -94,16 +106,14 @@ _ALL = (
     ),
     Mutant(
         "settle-unfenced",
-        # The settle's own fence is the last of several: a stale turn is refused before it, a lost backend is ended with what it was sent,
-        # and no other worker claims while that session holds the agent's lock. Only without those can it be seen.
-        "an overtaken worker's outcome is written",
+        # The database's fence is the last of several: without the patch a worker that was overtaken ends its handlers or itself first.
+        "a worker that was overtaken and does not know it goes on, and what it writes is not refused",
         "wrote the end",
         (
             Edit("settle", " AND a.worker_id = p_worker AND a.epoch = item.epoch", ""),
             Edit("turn", "w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE", "w.id = p_worker FOR KEY SHARE"),
-            Edit("end_lost_backends", "pg_terminate_backend(pid) AS done", "false AS done"),
-            Edit("claim", TRY, f"({TRY} OR {HELD_BY_LOST})"),
         ),
+        patch=_know_nothing,
     ),
     Mutant(
         "takeover-hasty",
