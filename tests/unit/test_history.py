@@ -168,6 +168,11 @@ def test_a_job_whose_commit_is_in_doubt_may_exist_once_or_not_at_all() -> None:
     assert violations(doubt, [*JOBS, one]) == []
     assert violations(GOOD, [*JOBS, one]) == ["job 9 was never enqueued"]
     assert violations(doubt, [*JOBS, one, replace(one, job_id=10)]) == ["the key k has 2 jobs"]
+    retried = [*doubt, Event(6.0, "retried", job_id=9)]  # cancelled meanwhile, so that the retry made a new job
+    assert violations(retried, [*JOBS, one, replace(one, job_id=10)]) == []
+    assert violations(retried, [*JOBS, one, replace(one, job_id=10), replace(one, job_id=11)]) == [
+        "the key k has 3 jobs"
+    ]
 
 
 def test_dropping_any_start_or_end_is_noticed() -> None:
