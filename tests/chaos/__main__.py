@@ -11,7 +11,6 @@ import secrets
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +50,7 @@ def main(  # noqa: PLR0917  # typer names them
         conductor = Conductor(server, folder, progress, seed=seed, seconds=seconds, daemons=daemons, mutant=spoilt)
         result = asyncio.run(conductor.run())
     if as_json:
-        print(json.dumps({"seed": seed, "seconds": seconds, "mutant": mutant, "folder": str(folder), **asdict(result)}))  # noqa: T201
+        print(json.dumps({"seed": seed, "seconds": seconds, "mutant": mutant, "folder": str(folder), **vars(result)}))  # noqa: T201
     else:
         _show(result)
     for sentence in result.violations:
