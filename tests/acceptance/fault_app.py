@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import logging
 import os
 import time
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from archibald_pgq import Archibald, JobContext
+from archibald_pgq.errors import ArchibaldError
 from tests.acceptance.history import Event, append, now
 
 FOLDER = Path(os.environ.get("FAULT_FOLDER", "."))
 WORKER = os.environ.get("FAULT_WORKER", "")
 HISTORY = "history.jsonl"
 LOOK_EVERY = 0.01
+PAGE = 0.2
+"""Seconds that a page of a sync takes."""
 
 app = Archibald()
 
@@ -87,6 +92,12 @@ async def _act(ctx: JobContext, data: dict[str, Any]) -> None:
             await _ignoring_cancellation(name)
         case {"do": "stubborn", "seconds": float(seconds)}:
             await _stubborn(seconds)
+        case {"do": "pages", "seconds": float(seconds)}:
+            await _pages(ctx, seconds)
+        case {"do": "fail", "attempts": int(attempts)} if ctx.attempt >= attempts:
+            return
+        case {"do": "fail"}:
+            raise ValueError("as it was told to")
         case {"do": "die"}:
             os._exit(9)
         case other:
@@ -114,6 +125,16 @@ async def _checking_in(ctx: JobContext, name: str) -> None:
         await asyncio.sleep(LOOK_EVERY)
 
 
+async def _pages(ctx: JobContext, seconds: float) -> None:
+    """As a sync of many pages: saves each where that can be done, goes on after the last one, and looks whether it must make room."""
+    done = ctx.state["pages"] if ctx.state is not None else 0
+    for page in range(done, max(1, round(seconds / PAGE))):
+        ctx.raise_if_cancelled()
+        await asyncio.sleep(PAGE)
+        with contextlib.suppress(ArchibaldError):  # a database that is down
+            await ctx.save({"pages": page + 1})
+
+
 async def _ignoring_cancellation(name: str) -> None:
     waiting = asyncio.create_task(gate(name))
     while not waiting.done():
@@ -138,6 +159,7 @@ def register(to: Archibald) -> None:
     to.operation("fault-write", job_class="write", priority=10)(act)
     to.operation("fault-idempotent", job_class="write", priority=20, idempotent=True)(act)
     to.operation("fault-read", job_class="read", priority=30)(act)
+    to.operation("fault-again", job_class="read", priority=30, max_attempts=3)(act)
     to.operation("fault-timed", job_class="read", priority=30, timeout=0.3)(act)
     to.operation("fault-sync", job_class="sync", priority=40)(act)
     to.operation("fault-other-sync", job_class="sync", priority=50)(act)
@@ -146,6 +168,8 @@ def register(to: Archibald) -> None:
 register(app)
 if WORKER:
     learn_of_claims()
+if MUTANT := os.environ.get("FAULT_MUTANT"):  # the product, spoilt on purpose: see tests/chaos/mutants.py
+    importlib.import_module("tests.chaos.mutants").MUTANTS[MUTANT].spoil_worker()
 
 bystander = Archibald()
 """For a worker that has no handler of those kinds: it takes over, but runs nothing itself."""

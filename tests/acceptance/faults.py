@@ -34,8 +34,10 @@ from tests.acceptance.history import Event, JobRow, append, now, read, violation
 from tests.support import LOOK_EVERY, Look, looking
 
 JOBS = (
-    "SELECT j.id, j.user_id, j.priority, j.state, j.class = 'sync', j.worker_id, h.epoch, j.idempotency_key "
-    "FROM archibald.all_jobs j LEFT JOIN archibald.job_history h ON h.id = j.id AND h.created_at = j.created_at"
+    "SELECT j.id, j.user_id, j.priority, j.state, j.class = 'sync', j.worker_id, h.epoch, j.idempotency_key, "
+    "j.class = 'write' AND NOT coalesce(o.idempotent, false) "
+    "FROM archibald.all_jobs j LEFT JOIN archibald.job_history h ON h.id = j.id AND h.created_at = j.created_at "
+    "LEFT JOIN archibald.operations o ON o.kind = j.kind"
 )
 """The columns of a `JobRow`."""
 
@@ -390,8 +392,8 @@ class Wire:
                     await asyncio.gather(*pumps, return_exceptions=True)
             finally:
                 up_writer.close()
-        except asyncio.CancelledError:
-            return  # by __aexit__ only; asyncio's own callback would print it
+        except (asyncio.CancelledError, OSError):
+            return  # by __aexit__, or the server is down, or the client has gone; asyncio's own callback would print it
         finally:
             writer.transport.abort()
             self._tasks.discard(task)

@@ -1,110 +1,74 @@
-"""What handlers really did, written down by themselves outside the database, and a checker of what may never happen.
+"""The checker: what may never happen, judged by what handlers wrote down (`events`) and by the rows in the end.
 
-Each line is one JSON object, appended by a single write to a file opened with O_APPEND: lines of several processes do not mix, and what
-was written stays whatever happens to the process. Times are of the clock that all processes of this machine share and that goes on while
-it sleeps. Handlers write `start` and `end`; the test that kills, stops and continues processes writes `killed`, `stopped`, `continued`.
+By letter, as in docs/guarantees.md: L no job is lost, O no two handlers of one agent at once (nor one beside an operator who has the agent
+to themselves), T one end for each job, and one that a run came to, F no end written by a stale owner, Q the order (`order`); and a write
+that was interrupted is not run again unless a person asked for it.
+What cannot be promised is not asked: what a handler does in the moment after its process was stopped for long and goes on.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
-END_STATES = frozenset({"completed", "failed", "cancelled", "needs_review"})
+from tests.acceptance.events import END_STATES, Event, Interval, JobRow, append, now, read
+from tests.acceptance.order import disorder, waits_of
 
+__all__ = ["Event", "Interval", "JobRow", "append", "now", "read", "stillness", "violations"]
 
-def now() -> float:
-    """Seconds on the clock of the history."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+LONG_STOP = 1.0
+IN_FLIGHT = 0.3
+"""A process that was stopped for LONG_STOP may have lost its agents, and learns of it only when it runs again: within so many seconds it
+ends its handlers or itself. What was in flight at the stop happens in that moment, whatever anybody does about it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line.
-
-    Of a handler: all fields. Of a process (`spawned`, `killed`, `stopped`, `continued`): no job. Of the test: `enqueued`, and `maybe`
-    before an enqueue whose commit may come to be in doubt.
-    """
-
-    at: float
-    what: str
-    pid: int = 0
-    worker: str = ""
-    job_id: int = 0
-    user_id: str = ""
-    how: str = ""
-    """With `end`: `returned`, or the exception's name. With `maybe`: the key. With `enqueued`: `delayed`, if it is."""
-    worker_id: int = 0
-    epoch: int = 0
-    """Which owner a handler runs for; 0 if that is not known."""
+INTERRUPTED = frozenset({"returned", "killed", "CancelledError"})
+"""Ends of a run after which a write may have happened."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobRow:
-    """What the database says of a job in the end."""
-
-    job_id: int
-    user_id: str
-    priority: int
-    state: str
-    is_sync: bool = False
-    worker_id: int | None = None
-    epoch: int | None = None
-    """Of a finished job: the owner that wrote its end, if one did."""
-    key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A stretch of time in which handler code of a job may have run."""
-
-    user_id: str
-    job_id: int
-    pid: int
-    start: float
-    end: float
-    how: str
-    worker_id: int = 0
-    epoch: int = 0
-
-
-def append(path: Path, event: Event) -> None:
-    """Add one line."""
-    line = json.dumps(asdict(event)) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        written = os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
-    if written != len(line.encode()):
-        raise OSError(f"only {written} bytes of a line of the history were written")
-
-
-def read(path: Path) -> list[Event]:
-    """Return the lines in the order in which they were written."""
-    return [Event(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def violations(events: Sequence[Event], jobs: Sequence[JobRow]) -> list[str]:
-    """Return each broken promise as a sentence; an empty list if all were kept."""
+def violations(events: Sequence[Event], jobs: Sequence[JobRow], fenced: Collection[int] | None = None) -> list[str]:
+    """Return each broken promise as a sentence; an empty list if all were kept. `fenced`: the workers that were lost, if known."""
     found: list[str] = []
     runs = list(_runs(events, found))
     found += _overlaps(runs, events)
     found += _fates(runs, events, jobs)
+    found += _beside_operators(runs, events)
     found += _unfenced(runs, jobs)
-    found += _disorder(runs, events, jobs)
+    found += _repeated(runs, events, jobs)
+    if fenced is not None:
+        found += _forgotten(runs, jobs, fenced)
+    found += disorder(runs, events, jobs)
     return found
+
+
+def stillness(events: Sequence[Event]) -> float:
+    """Return the longest time for which an agent stood still though a job of it waited that was due and no operator had the agent."""
+    runs = sorted(_runs(events, []), key=lambda run: run.start)
+    waits = waits_of(runs, events)
+    unlocked: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.what == "unlocked":
+            unlocked[event.user_id].append(event.at)
+    free: dict[str, float] = {}
+    longest = 0.0
+    for run in runs:
+        waited = [since for since, until in waits[run.job_id] if until == run.start]
+        since = max([min(waited, default=run.start), free.get(run.user_id, 0.0)])
+        since = max([since, *(at for at in unlocked[run.user_id] if at < run.start)])
+        longest = max(longest, run.start - since)
+        free[run.user_id] = max(free.get(run.user_id, 0.0), run.end)
+    return longest
 
 
 def _runs(events: Sequence[Event], found: list[str]) -> Iterator[Interval]:
     """Pair starts with ends. A run of a killed process ends at its death; one that has no end otherwise is a violation."""
     died = {event.pid: event.at for event in events if event.what == "killed"}
-    frozen = {event.pid: event.at for event in events if event.what == "stopped"}
+    frozen: dict[int, float] = {}  # and not continued since
+    for event in events:
+        if event.what == "stopped":
+            frozen[event.pid] = event.at
+        elif event.what == "continued":
+            frozen.pop(event.pid, None)
     running: dict[tuple[int, int], Event] = {}
     for event in events:
         key = (event.pid, event.job_id)
@@ -129,8 +93,7 @@ def _runs(events: Sequence[Event], found: list[str]) -> Iterator[Interval]:
         if death is None or death < start.at:
             found.append(f"job {start.job_id} of {start.user_id} started in process {start.pid} and never ended")
             continue
-        # A process that was stopped and never wrote an end after that did nothing more of this job.
-        frozen_at = frozen.get(start.pid, death)
+        frozen_at = frozen.get(start.pid, death)  # a process that is stopped until its death does nothing more
         yield Interval(
             start.user_id,
             start.job_id,
@@ -148,7 +111,7 @@ def _overlaps(runs: Iterable[Interval], events: Sequence[Event]) -> Iterator[str
     of_user: defaultdict[str, list[Interval]] = defaultdict(list)
     pauses = _pauses(events)
     for run in runs:
-        of_user[run.user_id] += _without(run, pauses.get(run.pid, []))
+        of_user[run.user_id] += pieces_of(run, pauses.get(run.pid, []))
     for user, pieces in of_user.items():
         pieces.sort(key=lambda piece: piece.start)
         latest = pieces[0]
@@ -174,13 +137,66 @@ def _pauses(events: Sequence[Event]) -> dict[int, list[tuple[float, float]]]:
     return pauses
 
 
-def _without(run: Interval, pauses: Sequence[tuple[float, float]]) -> Iterator[Interval]:
+def pieces_of(run: Interval, pauses: Sequence[tuple[float, float]]) -> Iterator[Interval]:
+    """Return the stretches of a run in which its process was not stopped, nor had just been for long."""
     start = run.start
     for begin, end in pauses:
         if start < begin < run.end:
             yield replace(run, start=start, end=begin)
-            start = min(end, run.end)
-    yield replace(run, start=start)
+            start = min(end + (IN_FLIGHT if end - begin >= LONG_STOP else 0.0), run.end)
+    if start < run.end or start == run.start:
+        yield replace(run, start=start)
+
+
+def _beside_operators(runs: Sequence[Interval], events: Sequence[Event]) -> Iterator[str]:
+    """While an operator has an agent to themselves, no handler of it runs."""
+    pauses = _pauses(events)
+    since = {(event.user_id, event.how): event.at for event in events if event.what == "locked"}
+    for event in events:
+        if event.what != "unlocked":
+            continue
+        begin = since[event.user_id, event.how]
+        for run in runs:
+            if run.user_id == event.user_id and any(
+                piece.start < event.at and piece.end > begin for piece in pieces_of(run, pauses.get(run.pid, []))
+            ):
+                yield (
+                    f"job {run.job_id} of {run.user_id} ran in process {run.pid} while an operator had the agent to themselves, "
+                    f"from {begin:.3f} to {event.at:.3f}"
+                )
+
+
+def _repeated(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[JobRow]) -> Iterator[str]:
+    """A write that must not be repeated is started again only after it failed by itself, or after a person's retry."""
+    doubtful = {job.job_id for job in jobs if job.doubtful}
+    retried: defaultdict[int, list[float]] = defaultdict(list)
+    for event in events:
+        if event.what == "retried":
+            retried[event.job_id].append(event.at)
+    last: dict[int, Interval] = {}
+    for run in sorted(runs, key=lambda run: run.start):
+        before = last.get(run.job_id)
+        last[run.job_id] = run
+        if before is None or run.job_id not in doubtful or before.how not in INTERRUPTED:
+            continue
+        if not any(before.start < at < run.start for at in retried[run.job_id]):
+            yield f"the write {run.job_id} of {run.user_id} was run again though its run before was {before.how}, and nobody retried it"
+
+
+def _forgotten(runs: Sequence[Interval], jobs: Sequence[JobRow], fenced: Collection[int]) -> Iterator[str]:
+    """What a run came to is written, unless its worker was lost before: one that returned is the last, and completed its job."""
+    last = {run.job_id: run for run in sorted(runs, key=lambda run: run.start)}
+    states = {job.job_id: job.state for job in jobs}
+    for run in runs:
+        if run.how != "returned" or not run.worker_id or run.worker_id in fenced:
+            continue
+        if last[run.job_id] is not run:
+            yield f"job {run.job_id} of {run.user_id} was run again after worker {run.worker_id}, which was not lost, had run it to its end"
+        elif states.get(run.job_id, "completed") != "completed":
+            yield (
+                f"job {run.job_id} of {run.user_id} is {states[run.job_id]}, "
+                f"but worker {run.worker_id}, which was not lost, ran it to its end"
+            )
 
 
 def _fates(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[JobRow]) -> Iterator[str]:
@@ -190,15 +206,18 @@ def _fates(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[Job
     enqueued = {event.job_id for event in events if event.what == "enqueued"}
     maybe = {event.how for event in events if event.what == "maybe"}
     enqueued |= {job.job_id for job in jobs if job.key in maybe}
+    retries = Counter(known[event.job_id].key for event in events if event.what == "retried" and event.job_id in known)
     for key, count in sorted(Counter(job.key for job in known.values() if job.key in maybe).items(), key=str):
-        if count > 1:
+        if (
+            count > 1 + retries[key]
+        ):  # of a job that was cancelled before its retry arrived, the retry makes another one
             yield f"the key {key} has {count} jobs"
     for job_id in sorted(enqueued | {run.job_id for run in runs} | set(rows)):
         if rows[job_id] != 1:
             yield f"job {job_id} is in {rows[job_id]} rows"
         elif job_id not in enqueued:
             yield f"job {job_id} was never enqueued"
-    last = {run.job_id: run for run in sorted(runs, key=lambda run: run.end)}
+    last = {run.job_id: run for run in sorted(runs, key=lambda run: run.start)}
     for job in known.values():
         if job.state not in END_STATES:
             yield f"job {job.job_id} of {job.user_id} is still {job.state}"
@@ -231,33 +250,3 @@ def _unfenced(runs: Sequence[Interval], jobs: Sequence[JobRow]) -> Iterator[str]
         elif job.state == "completed" or job.epoch < owner.epoch:
             # later and not completed: that owner claimed it, and was told to stop or died before its handler began
             yield f"epoch {job.epoch} wrote the end of job {job.job_id}, whose last run was of epoch {owner.epoch}"
-
-
-def _disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[JobRow]) -> Iterator[str]:
-    """Within a user: syncs last, then lower priority numbers, then lower ids first.
-
-    Said only of jobs that were certainly in the queue when the other one was chosen: enqueued before the user's previous run ended, or,
-    if there was none, before the process of the run began.
-    """
-    place = {job.job_id: (job.is_sync, job.priority, job.job_id) for job in jobs}
-    cancelled = {job.job_id for job in jobs if job.state == "cancelled"}
-    spawned = {event.pid: event.at for event in events if event.what == "spawned"}
-    enqueued: defaultdict[str, dict[int, float]] = defaultdict(dict)
-    for event in events:
-        if event.what == "enqueued" and event.how != "delayed":
-            enqueued[event.user_id][event.job_id] = event.at
-    of_user: defaultdict[str, list[Interval]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run.start):
-        of_user[run.user_id].append(run)
-    ran = {run.job_id for run in runs}  # a job whose every owner died before its handler began was not passed over
-    for user, ordered in of_user.items():
-        waiting = {job for job in enqueued[user] if job not in cancelled and job in place and job in ran}
-        previous_end: float | None = None
-        for run in ordered:
-            chosen_after = spawned.get(run.pid, 0.0) if previous_end is None else previous_end
-            if run.job_id in waiting:
-                waiting.discard(run.job_id)
-                for other in sorted(waiting):
-                    if place[other] < place[run.job_id] and enqueued[user][other] < chosen_after:
-                        yield f"job {run.job_id} of {user} was run before job {other}, which goes first"
-            previous_end = run.end

@@ -168,6 +168,11 @@ def test_a_job_whose_commit_is_in_doubt_may_exist_once_or_not_at_all() -> None:
     assert violations(doubt, [*JOBS, one]) == []
     assert violations(GOOD, [*JOBS, one]) == ["job 9 was never enqueued"]
     assert violations(doubt, [*JOBS, one, replace(one, job_id=10)]) == ["the key k has 2 jobs"]
+    retried = [*doubt, Event(6.0, "retried", job_id=9)]  # cancelled meanwhile, so that the retry made a new job
+    assert violations(retried, [*JOBS, one, replace(one, job_id=10)]) == []
+    assert violations(retried, [*JOBS, one, replace(one, job_id=10), replace(one, job_id=11)]) == [
+        "the key k has 3 jobs"
+    ]
 
 
 def test_dropping_any_start_or_end_is_noticed() -> None:
@@ -179,7 +184,7 @@ def test_dropping_any_start_or_end_is_noticed() -> None:
 
 
 def test_two_runs_that_touch_do_not_overlap_and_a_stopped_process_runs_nothing() -> None:
-    """The time from SIGSTOP to SIGCONT is nobody's; if the process never wrote an end after it, it did nothing more."""
+    """The time from SIGSTOP to SIGCONT is nobody's, nor the moment after a long one, in which it learns what it has lost."""
     events = [
         Event(0.0, "enqueued", job_id=1, user_id="alice"),
         Event(1.0, "start", A, "a", 1, "alice"),
@@ -191,7 +196,10 @@ def test_two_runs_that_touch_do_not_overlap_and_a_stopped_process_runs_nothing()
     ]
     job = [JobRow(1, "alice", 10, "completed")]
     assert violations(events, job) == []
-    events.insert(5, Event(6.1, "end", A, "a", 1, "alice", "returned"))
+    assert any(
+        "ran at once" in sentence for sentence in violations([*events[:5], replace(events[5], at=6.5), events[6]], job)
+    )
+    events.insert(5, Event(6.5, "end", A, "a", 1, "alice", "returned"))
     assert any("ran at once" in sentence for sentence in violations(events, job))
 
 
