@@ -122,9 +122,8 @@ class Maintenance:
             if job_ids := await workers.cancel_requests(connection, self._worker_id):
                 self._cancel(job_ids)
             self._preempt(await workers.preempt_requests(connection, self._worker_id))
-        proven = await self._fence_dead(connection)
-        if self._heartbeat.trusted or proven:
-            await self._take_over(connection)
+        await self._fence_dead(connection)
+        await self._take_over(connection)
         now = time.monotonic()
         if now - self._served >= SERVED:
             self._served = now
@@ -134,7 +133,7 @@ class Maintenance:
             self._swept = now
             await workers.sweep(connection)
 
-    async def _fence_dead(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> bool:
+    async def _fence_dead(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
         """Fence those whose death is proven; one that could not be, because its last turn hangs, is found and tried again."""
         fenced: set[int] = set()
         try:
@@ -149,10 +148,9 @@ class Maintenance:
                     )
         finally:
             self._bury(frozenset(fenced))
-        return bool(fenced)
 
     async def _take_over(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
-        trusted = self._heartbeat.trusted
+        trusted = self._heartbeat.trusted  # to judge others; a verdict that was committed holds, whoever finds it
         for lost in await workers.fence_stale(connection, self._worker_id) if trusted else ():
             logger.warning(
                 "worker %d (%s, process %d) has gone silent: its agents are taken over",
@@ -160,7 +158,7 @@ class Maintenance:
                 lost.host,
                 lost.pid,
             )
-        # Not only of those fenced just now: whoever fenced them may have died before it came to this.
+        # Not only of those fenced just now: whoever fenced them may have died, or lost the server, before it came to this.
         await workers.end_lost_backends(connection, silent=trusted)
         while released := await workers.release_fenced(connection, BATCH, self._max_losses):
             for lane in released:
