@@ -53,6 +53,13 @@ def worker_options(dsn: str, name: str, lease: float) -> str:
     return make_conninfo(conninfo, options=options.strip())
 
 
+# transaction_timeout is there since PostgreSQL 17, and an option at the start that the server does not know would be refused.
+_FIRST = """
+SELECT pg_backend_pid(),
+       CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL THEN set_config('transaction_timeout', '0', false) END
+"""
+
+
 async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
     """Open a worker's connection.
 
@@ -69,7 +76,7 @@ async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
     try:
         # A turn's plan must not change with the shape of its arrays, and its text is long: prepare it at once.
         connection.prepare_threshold = 0
-        row = await (await connection.execute("SELECT pg_backend_pid()", prepare=False)).fetchone()
+        row = await (await connection.execute(_FIRST, prepare=False)).fetchone()
         if row is None or row[0] != connection.info.backend_pid:
             raise pooled(conninfo)
     except BaseException:  # also a cancellation: nobody else knows of this session yet

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from archibald_pgq.store.connect import connect, worker_options
 
@@ -29,3 +30,16 @@ async def test_a_connect_that_is_cancelled_before_it_is_handed_over_leaves_no_se
     with pytest.raises(asyncio.CancelledError):
         await connecting
     assert [connection.closed for connection in opened] == [True]
+
+
+async def test_what_the_database_sets_as_timeouts_does_not_concern_a_worker(database: str) -> None:
+    wanted = {"lock_timeout": "200ms", "statement_timeout": "30s", "idle_session_timeout": "0"}
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as admin:
+        if admin.info.server_version >= 170000:
+            wanted["transaction_timeout"] = "0"
+        for name in wanted:
+            await admin.execute(sql.SQL("ALTER DATABASE {} SET {} = '5s'").format(
+                sql.Identifier(admin.info.dbname), sql.Identifier(name)))  # fmt: skip
+    async with await connect(worker_options(database, "worker", 6)) as connection:
+        for name, value in wanted.items():
+            assert await (await connection.execute(f"SHOW {name}")).fetchone() == (value,)
