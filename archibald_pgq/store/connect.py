@@ -132,5 +132,6 @@ def unreachable(dsn: str, error: psycopg.Error, setting: str = "ARCHIBALD_DATABA
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(("\t", "DETAIL", "HINT"))] or [
         "no answer"
     ]
-    reason = lines[-1].split("FATAL:")[-1].split("failed: ")[-1].strip()
+    reason = error.diag.message_primary or lines[-1]
+    reason = reason.split("FATAL:")[-1].split("failed: ")[-1].strip()
     return DatabaseError(f"the database at {redacted(dsn)} cannot be used: {reason}; check {setting} and that it is up")

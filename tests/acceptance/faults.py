@@ -203,10 +203,10 @@ class Scene:
         """Wait until no job is queued or running."""
         await self.look.until("SELECT NOT EXISTS (SELECT FROM archibald.jobs WHERE state IN ('queued', 'running'))")
 
-    async def check(self) -> None:
-        """The checker must find nothing, and no lane may be left with a worker."""
+    async def check(self, *, order: bool = True) -> None:
+        """The checker must find nothing, and no lane may be left with a worker; `order`: see `violations`."""
         rows = await self.look.rows(JOBS)
-        broken = violations(read(self.history), [JobRow(*row) for row in rows])
+        broken = violations(read(self.history), [JobRow(*row) for row in rows], order=order)
         assert not broken, broken
         assert await self.look.rows("SELECT user_id FROM archibald.agents WHERE state = 'running'") == []
 

@@ -23,6 +23,8 @@ from tests.clock import LIBRARY
 from tests.commands import command
 from tests.support import Look, looking
 
+pytestmark = pytest.mark.long  # run by `make faults`
+
 LEASE = 2.0
 SHORT: dict[str, Any] = {"ARCHIBALD_LEASE": LEASE}
 

@@ -14,6 +14,8 @@ from tests.acceptance.faults import Daemon, Scene, own_server, scene
 from tests.acceptance.history import now
 from tests.acceptance.namespaces import SERVER, Cable, cable, within
 
+pytestmark = pytest.mark.long  # run by `make faults`
+
 LEASE = 2.0
 SHORT: dict[str, Any] = {"ARCHIBALD_LEASE": LEASE}
 # Nothing is preloaded; named, it makes of a worker a new process instead of the fork of one in this host's network.

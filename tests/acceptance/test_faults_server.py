@@ -20,6 +20,8 @@ from tests.acceptance.faults import OwnServer, Scene, own_server, scene
 from tests.acceptance.history import Event, append, now
 from tests.support import looking
 
+pytestmark = pytest.mark.long  # run by `make faults`
+
 HOLD = (
     "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
     "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
@@ -51,7 +53,7 @@ class Crowd:
                 self._taken.append(await psycopg.AsyncConnection.connect(self._database))
             except psycopg.OperationalError:
                 self.full.set()
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.002)
 
     async def leave(self) -> None:
         """Give all connections back."""

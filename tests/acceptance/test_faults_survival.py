@@ -19,6 +19,8 @@ from tests.acceptance.faults import OwnServer, Scene, Wire, own_server, scene
 from tests.acceptance.history import now
 from tests.support import looking
 
+pytestmark = pytest.mark.long  # run by `make faults`
+
 HOLD = (
     "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
     "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
@@ -195,6 +197,7 @@ async def test_when_others_exhaust_the_lock_table_a_worker_survives_and_then_goe
             faults.open()
             await worker.until_logged("OutOfMemory")
             assert worker.process.poll() is None
+        await faults.look.until("SELECT count(*) < 200 FROM pg_locks")  # the server notices a moment later
         gone = now()
         after = await faults.enqueue("fault-write", "after", "short", seconds=0.0)
         await faults.until_ended()

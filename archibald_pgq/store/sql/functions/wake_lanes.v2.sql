@@ -47,6 +47,8 @@ END $$;
 -- At most p_each jobs of one agent: to adopt 500 of an agent's 200,000 takes longer than all the rest of a turn, for which others wait.
 -- Rows that somebody holds are passed over, however many they are: were they only left out of a first page, a caller who holds
 -- that many job rows, or the lane of an agent with that many, would stop every wake-up.
+-- The lane of each job is looked up from a subquery with a lock of its own, which the planner cannot turn round: from the lanes on, which it
+-- does when they are few and the jobs were not analysed yet, each look reads all jobs of an agent with 200,000 (seconds, and every turn).
 -- Lanes and jobs are locked together and out of order; that cannot deadlock, because nothing here waits for a lane or a job.
 -- Returns when to look again: NULL where nothing is left (what commits later brings its own notification, or waits for the poll).
 -- A look passes over the index entries of jobs that are not committed yet, and a bulk of them makes it slow: 58 ms for 50,000, in every
@@ -93,14 +95,19 @@ BEGIN
   SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents
     FROM unnest(v_keys) AS k(key)
    CROSS JOIN LATERAL (
-    SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
+    SELECT j.id, a.id AS agent
+      FROM archibald.jobs j
+     CROSS JOIN LATERAL (SELECT a.id FROM archibald.agents a WHERE a.user_id = j.user_id FOR NO KEY UPDATE SKIP LOCKED) AS a
      WHERE j.wake AND archibald.lock_key(j.user_id) = k.key
-     ORDER BY archibald.lock_key(j.user_id), j.id LIMIT greatest(1, least(p_each, p_limit / cardinality(v_keys))) FOR NO KEY UPDATE SKIP LOCKED) AS w;
+     ORDER BY archibald.lock_key(j.user_id), j.id LIMIT greatest(1, least(p_each, p_limit / cardinality(v_keys)))
+       FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
   IF v_jobs IS NULL THEN
     v_seen := p_limit;
     SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents FROM (
-      SELECT j.id, a.id AS agent FROM archibald.jobs j JOIN archibald.agents a ON a.user_id = j.user_id
-       WHERE j.wake ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED) AS w;
+      SELECT j.id, a.id AS agent
+        FROM archibald.jobs j
+       CROSS JOIN LATERAL (SELECT a.id FROM archibald.agents a WHERE a.user_id = j.user_id FOR NO KEY UPDATE SKIP LOCKED) AS a
+       WHERE j.wake ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
   END IF;
   UPDATE archibald.jobs j SET wake = false, agent_id = w.agent
     FROM unnest(v_jobs, v_agents) AS w(id, agent) WHERE j.id = w.id;
