@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import assert_never
 
 from archibald_pgq.domain.views import Health
 
@@ -60,6 +61,7 @@ def _told(pulse: Pulse) -> str:
             return f"worker {pulse.id} is lost: {beat}, its agents were given to others"
         case Health.STOPPED:
             return f"worker {pulse.id} has stopped: {beat}"
+    assert_never(pulse.health)
 
 
 def _seconds(length: timedelta) -> str:
