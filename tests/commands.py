@@ -94,7 +94,7 @@ def together(calls: Iterable[Call]) -> list[Ended]:
     A Python that has imported the package forks them, for a start costs half a second. A command that does not end is the test's timeout's
     business.
     """
-    server = _server()
+    server = fork_server()
     assert server.stdin
     assert server.stdout
     ended = []
@@ -111,16 +111,16 @@ def together(calls: Iterable[Call]) -> list[Ended]:
             ended.append(Ended(*json.loads(server.stdout.readline())))
     except BaseException:  # a timeout: the next test must not get this one's answer
         server.kill()
-        _server.cache_clear()
+        fork_server.cache_clear()
         raise
     return ended
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
-    """Start what forks commands; it ends when this process closes its stdin, at the latest by its own end."""
+def fork_server(*arguments: str) -> subprocess.Popen[str]:
+    """Start what forks, see `tests/forks.py`; it ends when this process closes its stdin, at the latest by its own end."""
     server = subprocess.Popen(
-        [sys.executable, os.fspath(Path(__file__).with_name("forks.py"))],
+        [sys.executable, os.fspath(Path(__file__).with_name("forks.py")), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(),

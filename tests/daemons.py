@@ -6,7 +6,6 @@ one that `subprocess` made: it can be waited for, and its exit code is known. Mu
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import json
 import os
@@ -15,11 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from tests.commands import environment
+from tests.commands import fork_server
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -81,7 +79,7 @@ def start(arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: P
                 stdout=output,
                 stderr=output,
             )
-    server = _server()
+    server = fork_server("daemons")
     assert server.stdin
     assert server.stdout
     one = {"arguments": list(arguments), "env": dict(env), "cwd": os.fspath(cwd), "log": os.fspath(log)}
@@ -99,22 +97,3 @@ def start(arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: P
 def _adopt_orphans(wanted: bool) -> None:
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0):
         raise OSError("this process cannot adopt the daemons that it has forked")
-
-
-@cache
-def _server() -> subprocess.Popen[str]:
-    server = subprocess.Popen(
-        [sys.executable, os.fspath(Path(__file__).with_name("forks.py")), "daemons"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment(),
-        text=True,
-    )
-    atexit.register(_end, server)
-    return server
-
-
-def _end(server: subprocess.Popen[str]) -> None:
-    with server:
-        assert server.stdin
-        server.stdin.close()

@@ -41,6 +41,13 @@ JOBS = (
 )
 """The columns of a `JobRow`."""
 
+# Holds in the server what runs into it, until there is a row in `gate`.
+HOLD = (
+    "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
+    "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
+)
+HELD = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
+
 PATIENCE = 40.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ import pytest
 
 from archibald_pgq.store import migrations
 from tests.acceptance.conftest import Measured
-from tests.acceptance.faults import OwnServer, Scene, Wire, backends, own_server, scene, until
+from tests.acceptance.faults import HELD, HOLD, OwnServer, Scene, Wire, backends, own_server, scene, until
 from tests.acceptance.history import now
 from tests.servers import Server
 from tests.support import looking
@@ -22,13 +22,6 @@ from tests.support import looking
 LEASE = 2.0
 SHORT: dict[str, Any] = {"ARCHIBALD_LEASE": LEASE}
 INTERRUPTED = "interrupted by shutdown"
-
-# Holds in the server what runs into it, until there is a row in `gate`.
-HOLD = (
-    "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
-    "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
-)
-HELD = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
 
 takes_long = pytest.mark.slow
 

@@ -6,6 +6,7 @@ As in `test_faults`: real processes, a real server, and after each fault the han
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,17 +17,12 @@ import pytest
 from archibald_pgq import NewJob
 from archibald_pgq.store import migrations
 from tests.acceptance.conftest import Measured
-from tests.acceptance.faults import OwnServer, Scene, own_server, scene
+from tests.acceptance.faults import HELD, HOLD, OwnServer, Scene, own_server, scene
 from tests.acceptance.history import Event, append, now
 from tests.support import looking
 
 pytestmark = pytest.mark.long  # run by `make faults`
 
-HOLD = (
-    "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
-    "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
-)
-HELD = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
 OURS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'archibald-pgq worker'"
 
 
@@ -38,26 +34,29 @@ async def small_server() -> AsyncIterator[OwnServer]:
         yield server
 
 
-class Crowd:
-    """Others who take every connection that is free, as soon as it is."""
+@contextlib.asynccontextmanager
+async def crowd(database: str) -> AsyncIterator[None]:
+    """Others take every connection that is free, as soon as it is; on entry none is left, at the end they give all back."""
+    taken: list[psycopg.AsyncConnection[Any]] = []
+    full = asyncio.Event()
 
-    def __init__(self, database: str) -> None:
-        self._database = database
-        self._taken: list[psycopg.AsyncConnection[Any]] = []
-        self.full = asyncio.Event()
-
-    async def push_in(self) -> None:
-        """Go on until cancelled."""
+    async def push_in() -> None:
         while True:
             try:
-                self._taken.append(await psycopg.AsyncConnection.connect(self._database))
+                taken.append(await psycopg.AsyncConnection.connect(database))
             except psycopg.OperationalError:
-                self.full.set()
+                full.set()
                 await asyncio.sleep(0.002)
 
-    async def leave(self) -> None:
-        """Give all connections back."""
-        for connection in self._taken:
+    pushing = [asyncio.create_task(push_in()) for _ in range(4)]
+    try:
+        await full.wait()
+        yield
+    finally:
+        for task in pushing:
+            task.cancel()
+        await asyncio.gather(*pushing, return_exceptions=True)
+        for connection in taken:
             await connection.close()
 
 
@@ -68,15 +67,9 @@ async def test_without_a_free_connection_handlers_go_on_and_the_locks_are_taken_
         worker = await faults.start("a", ARCHIBALD_LEASE=30)
         held = [await faults.enqueue("fault-write", f"user-{n}") for n in range(3)]
         await faults.until_started(*held)
-        crowd = Crowd(small_server.dsn)
-        pushing = [asyncio.create_task(crowd.push_in()) for _ in range(4)]
-        await crowd.full.wait()
-        await faults.look.rows(OURS)
-        await worker.until_logged("the dispatcher cannot reconnect yet")
-        for task in pushing:
-            task.cancel()
-        await asyncio.gather(*pushing, return_exceptions=True)
-        await crowd.leave()
+        async with crowd(small_server.dsn):
+            await faults.look.rows(OURS)
+            await worker.until_logged("the dispatcher cannot reconnect yet")
         gone = now()
         await worker.until_logged("the dispatcher is connected again")
         measured("no connection free: from their end to all locks taken again", now() - gone)
@@ -99,15 +92,9 @@ async def test_without_a_free_connection_for_longer_than_the_lease_it_stops_its_
         worker = await faults.start("a", ARCHIBALD_LEASE=2)
         job = await faults.enqueue("fault-read", "alice")
         await faults.until_started(job)
-        crowd = Crowd(small_server.dsn)
-        pushing = [asyncio.create_task(crowd.push_in()) for _ in range(4)]
-        await crowd.full.wait()
-        await faults.look.rows(OURS)
-        await worker.until_logged("handlers are cancelled before the lease")
-        for task in pushing:
-            task.cancel()
-        await asyncio.gather(*pushing, return_exceptions=True)
-        await crowd.leave()
+        async with crowd(small_server.dsn):
+            await faults.look.rows(OURS)
+            await worker.until_logged("handlers are cancelled before the lease")
         faults.open()
         await faults.until_ended()
         assert await faults.look.job(job, "state") == ("completed",)

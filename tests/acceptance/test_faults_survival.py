@@ -15,17 +15,12 @@ import pytest
 
 from archibald_pgq.store import migrations
 from tests.acceptance.conftest import Measured
-from tests.acceptance.faults import OwnServer, Scene, Wire, own_server, scene
+from tests.acceptance.faults import HELD, HOLD, OwnServer, Scene, Wire, own_server, scene
 from tests.acceptance.history import now
 from tests.support import looking
 
 pytestmark = pytest.mark.long  # run by `make faults`
 
-HOLD = (
-    "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN "
-    "WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$"
-)
-HELD = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
 OURS = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
     "WHERE application_name LIKE 'archibald-pgq %' AND datname = current_database()"
