@@ -8,12 +8,11 @@ of this session are compared with what the database says is ours, both ways. Mus
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -26,7 +25,7 @@ from archibald_pgq.runtime.executor import Run, error_text
 from archibald_pgq.runtime.lock_check import LockCheck
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
-from archibald_pgq.store.connect import HANGS, connect, cut, deadline, told
+from archibald_pgq.store.connect import HANGS, connect, deadline, told
 from archibald_pgq.store.turn import NOTHING, Owner, Settlement, Turn, Want
 
 logger = logging.getLogger(__name__)
@@ -186,7 +185,7 @@ class Dispatcher:
         settlements, want = list(self._settlements.values()), self._want()
         self._look = False  # now, and not after the turn: an unlock that is announced meanwhile asks for another look
         try:
-            with self._deadline():
+            with deadline(self._connection, self._patience, self._lose_patience):
                 turn = await store.take_turn(
                     self._connection, self.worker_id, settlements, want, look=look, solo=self._solo
                 )
@@ -217,20 +216,10 @@ class Dispatcher:
         jobs = sum(not wish.done() for wish in self._wishes)
         return Want(jobs, max(0, self._max_syncs - self._running_syncs()), int(self._aged))
 
-    @contextlib.contextmanager
-    def _deadline(self) -> Iterator[None]:
-        """A turn that takes longer than the patience loses its connection: a new one ends the old backend and takes its locks."""
-
-        def lose_patience() -> None:
-            logger.warning("a turn got no answer for %.1f s: its connection is given up", self._patience)
-            self._patience = min(2 * self._patience, max(HANGS + self._lease, self._patience))
-            cut(self._connection)
-
-        timer = asyncio.get_running_loop().call_later(self._patience, lose_patience)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def _lose_patience(self) -> None:
+        """A turn took too long, and its connection is cut: a new one ends the old backend and takes its locks."""
+        logger.warning("a turn got no answer for %.1f s: its connection is given up", self._patience)
+        self._patience = min(2 * self._patience, HANGS + self._lease)
 
     def _note_solo(self, turn: Turn) -> None:
         if turn.solo and not self._solo:
@@ -306,7 +295,7 @@ class Dispatcher:
         logger.error("a turn of %d outcomes failed and is repeated one by one: %s", len(settlements), told(cause))
         for item in settlements:
             try:
-                with self._deadline():
+                with deadline(self._connection, self._patience, self._lose_patience):
                     turn = await store.take_turn(
                         self._connection, self.worker_id, [item], NOTHING, look=False, solo=False
                     )

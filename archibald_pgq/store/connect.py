@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -103,9 +103,19 @@ def cut(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> N
 
 
 @contextlib.contextmanager
-def deadline(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
-    """Cut the connection if what is inside takes longer: a peer whose kernel answers, and nobody else, is noticed by nothing else."""
-    timer = asyncio.get_running_loop().call_later(seconds, cut, connection)
+def deadline(
+    connection: psycopg.AsyncConnection[Any], seconds: float, late: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Cut the connection if what is inside takes longer: a peer whose kernel answers, and nobody else, is noticed by nothing else.
+
+    `late` is called right before.
+    """
+
+    def end() -> None:
+        late()
+        cut(connection)
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
     try:
         yield
     finally:
