@@ -375,12 +375,12 @@ async def test_an_unknown_job_is_said_to_be_unknown(app: Archibald) -> None:
 
 
 async def test_synchronous_code_is_told_the_same(app: Archibald, worker: Hand) -> None:
-    job = await app.enqueue("submit-order", user_id="alice", delay=3600)
+    job = await app.enqueue("submit-order", user_id="alice", delay=3590)
     assert app.sync.explain(job.id).until == (await app.explain(job.id)).until
 
 
 async def test_the_command_prints_the_sentence_or_json_with_times_in_iso_8601(app: Archibald, database: str) -> None:
-    job = await app.enqueue("submit-order", user_id="al\x1bice", delay=3600)
+    job = await app.enqueue("submit-order", user_id="al\x1bice", delay=3590)
     shown = command("explain", str(job.id), database=database)
     assert (shown.code, shown.err) == (0, "")
     (line,) = shown.out.splitlines()
