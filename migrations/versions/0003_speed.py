@@ -17,7 +17,10 @@ OLDEST_CODE = "0001"
 SQL = Path(__file__).resolve().parent.parent / "sql"
 
 TABLES: tuple[str, ...] = ()
-FUNCTIONS = ("wake_lanes.v3",)
+FUNCTIONS = (
+    "wake_lanes.v3",
+    "security.v1",  # the last: it fixes what the others made
+)
 
 
 def upgrade() -> None:

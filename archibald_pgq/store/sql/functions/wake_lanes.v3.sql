@@ -3,8 +3,7 @@
 -- Agents with jobs to be looked at, from a random one on and round: of the next p_limit jobs; and if these are of few agents, the next
 -- agents behind them, one step of the index for each. By agent, not by age: one agent's 200,000 new jobs must not hide the others'.
 -- seen: of how many jobs it knows (up to p_limit), the same in every row.
-DROP FUNCTION IF EXISTS archibald.agents_to_wake(integer);
-CREATE FUNCTION archibald.agents_to_wake(p_limit integer) RETURNS TABLE (key bigint, user_id text, seen bigint)
+CREATE OR REPLACE FUNCTION archibald.agents_to_wake(p_limit integer) RETURNS TABLE (key bigint, user_id text, seen bigint)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -53,8 +52,7 @@ END $$;
 -- Returns when to look again: NULL where nothing is left (what commits later brings its own notification, or waits for the poll).
 -- A look passes over the index entries of jobs that are not committed yet, and a bulk of them makes it slow: 58 ms for 50,000, in every
 -- turn of every worker. So a slow one is followed by a rest of four times as long, kept in this session; p_rests: unless it is over.
-DROP FUNCTION IF EXISTS archibald.wake_lanes(integer, integer);
-CREATE FUNCTION archibald.wake_lanes(p_limit integer, p_each integer, p_rests boolean DEFAULT false) RETURNS timestamptz
+CREATE OR REPLACE FUNCTION archibald.wake_lanes(p_limit integer, p_each integer, p_rests boolean DEFAULT false) RETURNS timestamptz
 LANGUAGE plpgsql AS $$
 DECLARE
   v_now    timestamptz := clock_timestamp();
@@ -109,8 +107,10 @@ BEGIN
        CROSS JOIN LATERAL (SELECT a.id FROM archibald.agents a WHERE a.user_id = j.user_id FOR NO KEY UPDATE SKIP LOCKED) AS a
        WHERE j.wake ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
   END IF;
+  -- = ANY says again what the join says: where a vacuum found the table large and nearly empty, and 200,000 jobs came since, the planner
+  -- takes it for a few rows still, and would pass over all of them once for each element (8 s and more; seen).
   UPDATE archibald.jobs j SET wake = false, agent_id = w.agent
-    FROM unnest(v_jobs, v_agents) AS w(id, agent) WHERE j.id = w.id;
+    FROM unnest(v_jobs, v_agents) AS w(id, agent) WHERE j.id = w.id AND j.id = ANY (v_jobs);
   -- a lane that runs is recomputed by its settle
   PERFORM archibald.refresh_lanes(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.state <> 'running'));
   PERFORM archibald.make_room(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.preemptable), false);
