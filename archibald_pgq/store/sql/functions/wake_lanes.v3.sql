@@ -61,7 +61,7 @@ DECLARE
   v_seen   bigint;
   v_keys   bigint[];
   v_users  text[];
-  v_jobs   bigint[];
+  v_places tid[];
   v_agents bigint[];      -- the lane of each of them
 BEGIN
   IF p_rests AND v_rest > v_now THEN
@@ -90,31 +90,30 @@ BEGIN
     ON CONFLICT (user_id) DO NOTHING;
   END IF;
   -- Of each of these agents its oldest jobs, an equal share; and where they are held, whatever can be had.
-  SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents
+  SELECT array_agg(w.place), array_agg(w.agent) INTO v_places, v_agents
     FROM unnest(v_keys) AS k(key)
    CROSS JOIN LATERAL (
-    SELECT j.id, a.id AS agent
+    SELECT j.ctid AS place, a.id AS agent
       FROM archibald.jobs j
      CROSS JOIN LATERAL (SELECT a.id FROM archibald.agents a WHERE a.user_id = j.user_id FOR NO KEY UPDATE SKIP LOCKED) AS a
      WHERE j.wake AND archibald.lock_key(j.user_id) = k.key
      ORDER BY archibald.lock_key(j.user_id), j.id LIMIT greatest(1, least(p_each, p_limit / cardinality(v_keys)))
        FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
-  IF v_jobs IS NULL THEN
+  IF v_places IS NULL THEN
     v_seen := p_limit;
-    SELECT array_agg(w.id), array_agg(w.agent) INTO v_jobs, v_agents FROM (
-      SELECT j.id, a.id AS agent
+    SELECT array_agg(w.place), array_agg(w.agent) INTO v_places, v_agents FROM (
+      SELECT j.ctid AS place, a.id AS agent
         FROM archibald.jobs j
        CROSS JOIN LATERAL (SELECT a.id FROM archibald.agents a WHERE a.user_id = j.user_id FOR NO KEY UPDATE SKIP LOCKED) AS a
        WHERE j.wake ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
   END IF;
-  -- = ANY says again what the join says: where a vacuum found the table large and nearly empty, and 200,000 jobs came since, the planner
-  -- takes it for a few rows still, and would pass over all of them once for each element (8 s and more; seen).
-  UPDATE archibald.jobs j SET wake = false, agent_id = w.agent
-    FROM unnest(v_jobs, v_agents) AS w(id, agent) WHERE j.id = w.id AND j.id = ANY (v_jobs);
+  -- By their places, which stay theirs because they are locked. By id, a plan that takes the table for nearly empty (as a vacuum found it
+  -- before 200,000 jobs came in at once) passes over all of them once for each that woke: 8 s and more (seen).
+  UPDATE archibald.jobs j SET wake = false, agent_id = v_agents[array_position(v_places, j.ctid)] WHERE j.ctid = ANY (v_places);
   -- a lane that runs is recomputed by its settle
   PERFORM archibald.refresh_lanes(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.state <> 'running'));
   PERFORM archibald.make_room(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.preemptable), false);
-  IF v_seen = p_limit OR v_seen > coalesce(cardinality(v_jobs), 0) THEN
+  IF v_seen = p_limit OR v_seen > coalesce(cardinality(v_places), 0) THEN
     RETURN greatest(clock_timestamp() + interval '0.2 s', v_rest);
   END IF;
   RETURN NULL;
