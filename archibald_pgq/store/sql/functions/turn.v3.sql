@@ -1,0 +1,304 @@
+-- One turn of a worker's dispatcher, one round trip, one commit: settle what ended, look at what woke, claim what may run.
+--
+-- A lane (a row of archibald.agents) says whether its agent is idle, ready or running, and who owns it. Only lanes are queued for;
+-- jobs wait in their lane, ordered by (is a sync, priority, id). Whoever claims a lane raises its epoch; every later write of that run
+-- says which epoch it belongs to.
+-- Lock order: worker, lane, job, history. lock_timeout keeps a turn from waiting for a caller; SKIP LOCKED makes that rare.
+
+-- Takes up to p_want ready lanes, best first, and the head job of each; of these at most p_syncs syncs, so that consumers are left for what
+-- people ask for, and first of all up to p_aged of the syncs that have waited longer than p_max_wait, whatever their priority.
+-- p_elsewhere: kinds that only other live workers handle. A sync that made room p_max_preemptions times in a row is left alone in this run.
+-- The agent's session advisory lock is tried after the rows were chosen and locked, never inside a scan. Refused: requeue.
+-- p_solo_from: a job with so many losses runs alone, because one more would fail it: p_solo claims one such job and no other,
+-- not p_solo all but those. NULL: makes no difference.
+DROP FUNCTION IF EXISTS archibald.claim(bigint, integer, integer, integer, text[], interval, integer);
+CREATE FUNCTION archibald.claim(p_worker bigint, p_want integer, p_syncs integer, p_aged integer, p_elsewhere text[], p_max_wait interval,
+                                p_max_preemptions integer, p_solo_from integer, p_solo boolean)
+RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
+               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  v_mine     bigint[];
+  v_refused  bigint[];
+  v_lanes    bigint[];    -- lanes whose head could be locked …
+  v_jobs     bigint[];    -- … and that head
+  v_odd      bigint[];
+  v_back     bigint[];    -- heads that are syncs which ran before and went back
+  v_people   bigint[];    -- lanes whose head is no sync, as far as known
+  v_yielding bigint[];    -- lanes whose head is a sync that may be asked to make room
+  v_start    timestamptz := clock_timestamp();
+  v_left     integer := p_want;
+  v_syncs    integer := p_syncs;
+  v_aged     integer := p_aged;
+  v_tried    integer;
+  v_ran      integer;
+BEGIN
+ -- Again and again, until so many run or no lane is left: an agent whose lock is taken must not cost another its place in this turn.
+ -- Whatever is refused or odd is not ready at once again, so each round sees others. Bounded, and not by time: a slow machine must not
+ -- leave ready agents to the next turn.
+ FOR v_round IN 1..100 LOOP
+  WITH solo AS MATERIALIZED (
+    SELECT a.id, a.lock_key FROM archibald.agents a
+     WHERE a.state = 'ready' AND a.head_losses > 0 AND a.head_losses >= p_solo_from
+       AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
+     ORDER BY a.head_is_sync, a.head_priority, a.ready_at
+     LIMIT p_solo::integer FOR NO KEY UPDATE SKIP LOCKED
+  ), aged AS MATERIALIZED (
+    SELECT a.id, a.lock_key FROM archibald.agents a
+     WHERE a.state = 'ready' AND a.head_is_sync AND a.head_waiting_since < v_start - p_max_wait
+       AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere) AND (p_solo_from IS NULL OR a.head_losses < p_solo_from)
+     ORDER BY a.head_waiting_since
+     LIMIT CASE WHEN p_solo THEN 0 ELSE greatest(least(v_aged, v_syncs, v_left), 0) END FOR NO KEY UPDATE SKIP LOCKED
+  ), people AS MATERIALIZED (
+    SELECT a.id, a.lock_key FROM archibald.agents a
+     WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
+       AND (p_solo_from IS NULL OR a.head_losses < p_solo_from)
+     ORDER BY a.head_priority, a.ready_at
+     LIMIT CASE WHEN p_solo THEN 0 ELSE v_left - (SELECT count(*) FROM aged) END FOR NO KEY UPDATE SKIP LOCKED
+  ), syncs AS MATERIALIZED (
+    SELECT a.id, a.lock_key FROM archibald.agents a
+     WHERE a.state = 'ready' AND a.head_is_sync AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
+       AND (p_solo_from IS NULL OR a.head_losses < p_solo_from) AND NOT EXISTS (SELECT FROM aged WHERE aged.id = a.id)
+     ORDER BY a.head_priority, a.ready_at
+     LIMIT CASE WHEN p_solo THEN 0 ELSE greatest(least(v_syncs, v_left - (SELECT count(*) FROM people)) - (SELECT count(*) FROM aged), 0) END
+       FOR NO KEY UPDATE SKIP LOCKED
+  ), tried AS MATERIALIZED (
+    SELECT c.id, c.sort, pg_try_advisory_lock(c.lock_key) AS got
+      FROM (SELECT 0 AS sort, * FROM solo UNION ALL SELECT 1, * FROM aged UNION ALL SELECT 2, * FROM people UNION ALL SELECT 3, * FROM syncs) AS c
+  )
+  SELECT array_agg(id) FILTER (WHERE got), array_agg(id) FILTER (WHERE NOT got), array_agg(id) FILTER (WHERE sort = 2), count(*)
+    INTO v_mine, v_refused, v_people, v_tried FROM tried;
+  IF v_mine IS NULL AND v_refused IS NULL THEN
+    RETURN;
+  END IF;
+
+  -- A lane that is ready while one of its jobs is marked running contradicts itself: set it aside, say so, and go on with the others.
+  SELECT array_agg(l) INTO v_odd FROM unnest(v_mine) AS l
+   WHERE EXISTS (SELECT FROM archibald.jobs j WHERE j.agent_id = l AND j.state = 'running');
+  IF v_odd IS NOT NULL THEN
+    v_mine := ARRAY (SELECT l FROM unnest(v_mine) AS l WHERE l <> ALL (v_odd));
+    PERFORM pg_advisory_unlock(a.lock_key) FROM archibald.agents a WHERE a.id = ANY (v_odd);
+    RETURN QUERY
+      UPDATE archibald.agents a SET ready_at = now() + interval '30 s' WHERE a.id = ANY (v_odd)
+      RETURNING 'contradiction', a.id, a.user_id, a.epoch, NULL::bigint, a.head_kind, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
+                NULL::integer, 30::double precision;
+  END IF;
+
+  SELECT array_agg(h.lane), array_agg(h.job), array_agg(h.job) FILTER (WHERE h.back AND h.lane = ANY (v_mine)),
+         array_agg(h.lane) FILTER (WHERE h.sync AND h.preemptions < p_max_preemptions)
+    INTO v_lanes, v_jobs, v_back, v_yielding FROM (
+    SELECT head.lane, j.id AS job, j.class = 'sync' AND j.started_at IS NOT NULL AS back, j.class = 'sync' AS sync, j.preemptions
+      FROM (SELECT l.id AS lane, (SELECT q.id FROM archibald.jobs q
+                                   WHERE q.agent_id = l.id AND q.state = 'queued' AND q.due
+                                   ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT 1) AS job
+              FROM unnest(v_mine || v_refused) AS l(id)) AS head
+      JOIN archibald.jobs j ON j.id = head.job
+     WHERE j.state = 'queued' AND j.due AND j.kind <> ALL (p_elsewhere)
+       AND NOT (j.class = 'sync' AND head.lane = ANY (coalesce(v_people, '{}')))    -- the hint was old: it may be one sync too many
+       AND (p_solo_from IS NULL OR (j.losses >= p_solo_from) = p_solo)                -- the hint was old: it may be one that runs alone
+       FOR UPDATE OF j SKIP LOCKED) AS h;
+
+  IF v_refused IS NOT NULL THEN
+    RETURN QUERY
+      WITH item AS (
+        SELECT i.lane, i.job FROM unnest(v_lanes, v_jobs) AS i(lane, job) WHERE i.lane = ANY (v_refused)
+      ), requeued AS (
+        UPDATE archibald.jobs j
+           SET run_after = now() + archibald.requeue_delay(j.requeue_count),
+               requeue_count = least(j.requeue_count, 2147483646) + 1,
+               wait_reason = 'requeue', wake = false
+          FROM item WHERE j.id = item.job
+        RETURNING j.agent_id, j.user_id, j.id, j.kind, j.class, j.requeue_count, j.run_after
+      ), held AS (
+        UPDATE archibald.agents a SET retry_at = r.run_after, ready_at = r.run_after FROM requeued r WHERE a.id = r.agent_id
+      )
+      SELECT 'requeued', r.agent_id, r.user_id, NULL::bigint, r.id, r.kind, r.class, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
+             r.requeue_count, extract(epoch FROM r.run_after - now())::double precision
+        FROM requeued r;
+  END IF;
+
+  -- A head that somebody holds, or that has gone: the lane goes back for a second. No later job is taken in its place.
+  v_odd := ARRAY (SELECT l FROM unnest(v_mine || v_refused) AS l WHERE l <> ALL (coalesce(v_lanes, '{}')));
+  IF v_odd <> '{}' THEN
+    PERFORM pg_advisory_unlock(a.lock_key) FROM archibald.agents a WHERE a.id = ANY (v_odd) AND a.id = ANY (v_mine);
+    PERFORM archibald.refresh_lanes(ARRAY (SELECT l FROM unnest(v_odd) AS l ORDER BY l));
+    UPDATE archibald.agents a SET ready_at = greatest(a.ready_at, now() + interval '1 s') WHERE a.id = ANY (v_odd) AND a.state = 'ready';
+  END IF;
+
+  -- A follow-up that was enqueued while the sync went back (neither saw the other) waits for a run that begins only now.
+  IF v_back IS NOT NULL THEN
+    PERFORM archibald.absorb_followups(v_back);
+  END IF;
+
+  RETURN QUERY
+    WITH item AS (
+      SELECT i.lane, i.job, i.lane = ANY (coalesce(v_yielding, '{}')) AS yields
+        FROM unnest(v_lanes, v_jobs) AS i(lane, job) WHERE i.lane = ANY (v_mine)
+    ), taken AS (
+      UPDATE archibald.agents a
+         SET state = 'running', worker_id = p_worker, epoch = a.epoch + 1, turn_job_ids = ARRAY[item.job], since = clock_timestamp(),
+             ready_at = NULL, retry_at = NULL, doubts = 0,
+             -- a write that saw the lane before, and set no wake because there was nothing to preempt, may be about to commit
+             preemptable = item.yields, doubt_at = CASE WHEN item.yields THEN clock_timestamp() + interval '10 ms' END
+        FROM item WHERE a.id = item.lane
+      RETURNING a.id, a.epoch
+    ), started AS (
+      UPDATE archibald.jobs j
+         SET state = 'running', worker_id = p_worker, started_at = coalesce(j.started_at, clock_timestamp()), wake = false, wait_reason = NULL
+        FROM item WHERE j.id = item.job
+      RETURNING j.id, j.agent_id, j.user_id, j.kind, j.class, j.attempt, j.max_attempts, j.payload, j.saved_state
+    )
+    SELECT 'run', t.id, s.user_id, t.epoch, s.id, s.kind, s.class, s.attempt, s.max_attempts, s.payload, s.saved_state,
+           NULL::integer, NULL::double precision
+      FROM taken t JOIN started s ON s.agent_id = t.id
+     ORDER BY array_position(v_mine, t.id);
+  GET DIAGNOSTICS v_ran = ROW_COUNT;
+  EXIT WHEN v_ran = v_left OR (v_ran = v_tried AND v_tried < v_left);
+  v_left := v_left - v_ran;
+  v_syncs := v_syncs - (SELECT count(*) FROM unnest(v_mine) AS l WHERE l <> ALL (coalesce(v_people, '{}')));
+  v_aged := 0;
+ END LOOP;
+END $$;
+
+-- True if a job waits that runs alone (it has p_from losses, and this worker may run its kind) and this session is the one to run it.
+-- p_holds: it may have been before; then it lets go where nothing is left to run alone.
+CREATE FUNCTION archibald.drain_for_solo(p_holds boolean, p_from integer, p_elsewhere text[]) RETURNS boolean
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  v_waits boolean := EXISTS (SELECT FROM archibald.agents a
+                              WHERE a.state = 'ready' AND a.head_losses > 0 AND a.head_losses >= p_from
+                                AND a.ready_at <= clock_timestamp() AND a.head_kind <> ALL (p_elsewhere));
+  v_holds boolean := (p_holds OR v_waits) AND EXISTS (
+    SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 1095910216 AND l.objid = 256 AND l.objsubid = 2
+       AND l.pid = pg_backend_pid() AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()));
+BEGIN
+  IF v_waits THEN
+    RETURN v_holds OR pg_try_advisory_lock(1095910216, 256);    -- behind the buckets, which are 0 to 255
+  END IF;
+  IF v_holds THEN
+    PERFORM pg_advisory_unlock(1095910216, 256);
+  END IF;
+  RETURN false;
+END $$;
+
+-- p_want: jobs that this worker could start; of these at most p_syncs syncs, and up to p_aged syncs that waited too long before all others.
+-- p_look: look again at lanes in doubt, ended pauses and foreign locks (once a second, and when an unlock was announced).
+-- Every statement in here finds a bounded number of rows by an index, one after the other, whatever the statistics say. A plan that was
+-- made while the queue was nearly empty, or before the first ANALYZE, scans the whole table in each turn when 200,000 jobs come in at
+-- once, and stays until autovacuum has looked: so the other kinds of plan are ruled out (and jit, which takes their cost at face value).
+-- The row `next` says in how many seconds something will become due that no NOTIFY announces; fenced: this worker is no longer one.
+-- p_solo: true if the last answer was `solo`; NULL from code that does not know of it. `solo` means: a job waits that runs alone, and it is
+-- this worker's to run it. Nothing else is claimed until then; once nothing runs here it is claimed, and not marked running before. Which
+-- worker drains for it is decided by a session lock, as a hint: two would only claim less than they could.
+DROP FUNCTION IF EXISTS archibald.turn(bigint, bigint[], bigint[], bigint[], text[], text[], text[], double precision[], integer, integer, integer,
+                                       boolean);
+CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[], p_results text[],
+                               p_errors text[], p_delays double precision[], p_want integer, p_syncs integer, p_aged integer, p_look boolean,
+                               p_solo boolean DEFAULT NULL)
+RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
+               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision, timeout_s double precision, backoff text,
+               backoff_s double precision, idempotent boolean)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+  v_me         record;
+  v_elsewhere  text[];
+  v_solo_from  integer;           -- losses with which a job runs alone
+  v_solo       boolean := false;  -- this worker is the one to run such a job
+  v_ran        integer := 0;
+  v_syncs      integer := 0;
+  v_now        timestamptz;
+  v_again      timestamptz;       -- when to look for what woke again
+  v_soon       timestamptz;
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'archibald.turn needs READ COMMITTED: each of its statements must see what was committed before it';
+  END IF;
+  -- FOR KEY SHARE: a takeover that fences this worker (FOR UPDATE) leaves it alone until this turn has ended, or this turn sees the
+  -- fence. Not FOR SHARE: the heartbeat would wait for each turn, and a slow one would cost the lease.
+  SELECT w.kinds, w.max_wait_s, w.max_preemptions, w.max_losses INTO v_me
+    FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
+  IF NOT FOUND THEN
+    RETURN QUERY SELECT 'fenced', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
+                        NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
+    RETURN;
+  END IF;
+  IF p_lanes <> '{}' THEN
+    RETURN QUERY
+      SELECT s.fate, s.lane, NULL, s.epoch, s.job, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
+             NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean
+        FROM archibald.settle(p_worker, p_lanes, p_epochs, p_jobs, p_events, p_results, p_errors, p_delays) AS s;
+  END IF;
+  -- Who wants nothing leaves it to those who do, and settles alone: an error in here must not pass for the error of an outcome.
+  IF p_want > 0 OR p_look THEN
+    v_again := archibald.wake_lanes(500, CASE WHEN p_look THEN 500 ELSE 20 END, NOT p_look);
+  END IF;
+  IF p_look THEN
+    PERFORM archibald.look_again(100);
+    RETURN QUERY
+      SELECT 'requeued', w.lane, w.user_id, NULL::bigint, w.job, w.kind, w.job_class, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
+             w.requeue_count, w.delay_s, NULL::double precision, NULL, NULL::double precision, NULL::boolean
+        FROM archibald.requeue_waiting(100) AS w;
+  END IF;
+  IF p_want > 0 THEN
+    SELECT coalesce(array_agg(DISTINCT k), '{}') INTO v_elsewhere
+      FROM archibald.workers w CROSS JOIN unnest(w.kinds) AS k
+     WHERE w.id <> p_worker AND w.fenced_at IS NULL AND w.stopped_at IS NULL
+       AND w.beat > clock_timestamp() - make_interval(secs => w.lease_s) AND k <> ALL (v_me.kinds);
+    IF p_solo IS NOT NULL AND v_me.max_losses > 1 THEN
+      v_solo_from := v_me.max_losses - 1;
+      v_solo := archibald.drain_for_solo(p_solo, v_solo_from, v_elsewhere);
+      IF v_solo THEN
+        RETURN QUERY SELECT 'solo', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
+                            NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
+        IF EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = p_worker AND a.state = 'running') THEN
+          p_want := 0;
+        END IF;
+      END IF;
+    END IF;
+  END IF;
+  IF p_want > 0 THEN
+    -- Of a kind whose policy somebody deleted, jobs run under the limit of a sync.
+    FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, timeout_s, backoff,
+        backoff_s, idempotent IN
+      SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
+        FROM archibald.claim(p_worker, CASE WHEN v_solo THEN 1 ELSE p_want END, p_syncs, p_aged, v_elsewhere,
+                             make_interval(secs => v_me.max_wait_s), v_me.max_preemptions, v_solo_from, v_solo) AS c
+        LEFT JOIN archibald.operations o ON o.kind = c.kind
+    LOOP
+      v_ran := v_ran + (what = 'run')::integer;
+      v_syncs := v_syncs + (what = 'run' AND job_class = 'sync')::integer;
+      RETURN NEXT;
+    END LOOP;
+  END IF;
+  -- What was overdue when this turn began was looked at, and somebody holds it: soon, but not in a tight loop. What became overdue since
+  -- then was not: at once. Doubts and pauses are only looked at when asked for; a worker whose rest is over asks.
+  IF v_ran < p_want OR p_want = 0 AND p_look THEN
+    v_now := clock_timestamp();
+    v_soon := v_now + interval '0.2 s';
+    RETURN QUERY
+      SELECT 'next', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb, NULL::integer,
+             extract(epoch FROM least(
+               (SELECT CASE WHEN min(j.run_after) <= now() THEN v_soon ELSE min(j.run_after) END
+                  FROM archibald.jobs j WHERE j.state = 'queued' AND NOT j.due),
+               (SELECT min(a.retry_at) FROM archibald.agents a WHERE a.retry_at > v_now AND a.state = 'ready'),
+               (SELECT CASE WHEN p_look AND min(a.doubt_at) <= now() THEN v_soon ELSE min(a.doubt_at) END
+                  FROM archibald.agents a WHERE a.doubt_at IS NOT NULL),
+               (SELECT CASE WHEN p_look AND min(a.paused_until) <= now() THEN v_soon ELSE min(a.paused_until) END
+                  FROM archibald.agents a WHERE a.paused_until IS NOT NULL),
+               (SELECT CASE WHEN p_look AND min(a.preempt_at) <= now() THEN v_soon ELSE min(a.preempt_at) END
+                  FROM archibald.agents a WHERE a.preempt_at IS NOT NULL),
+               v_again,
+               CASE WHEN EXISTS (SELECT FROM archibald.agents a
+                                  WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)
+                                    AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo)
+                      OR EXISTS (SELECT FROM archibald.agents a
+                                  WHERE a.state = 'ready' AND a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)
+                                    AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo
+                                    AND v_syncs < p_syncs) THEN v_soon END
+             ) - clock_timestamp())::double precision,
+             NULL::double precision, NULL, NULL::double precision, NULL::boolean;
+  END IF;
+END $$;
