@@ -99,6 +99,7 @@ agents = Table(
     _time("paused_until"),
     Column("paused_reason", Text),
     _number("head_losses"),
+    Column("careful", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("user_id", name="agents_user_id_key"),
     Index("agents_ready", "head_is_sync", "head_priority", "ready_at", postgresql_where=text("state = 'ready'")),
     Index("agents_aged", "head_waiting_since", postgresql_where=text("state = 'ready' AND head_is_sync")),

@@ -16,9 +16,13 @@ OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
 
-TABLES: tuple[str, ...] = ()
+TABLES = ("0003_turn",)
 FUNCTIONS = (
+    "refresh_lanes.v3",
     "wake_lanes.v3",
+    "settle.v2",
+    "turn.v3",
+    "takeover.v3",
     "security.v1",  # the last: it fixes what the others made
 )
 

@@ -66,7 +66,8 @@ LANGUAGE sql AS $$
            preemptable = false,
            preempt_at = NULL
       FROM hint
-     WHERE a.id = hint.id AND (p_final OR hint.kind IS NOT NULL)
+     -- = ANY, for a plan that takes the agents for few (see settle): it then passes over these lanes, and not over all
+     WHERE a.id = hint.id AND a.id = ANY (p_lanes) AND (p_final OR hint.kind IS NOT NULL)
   )
   SELECT array_agg(id) FROM hint WHERE kind IS NULL
 $$;

@@ -1,98 +1,172 @@
--- Writes the outcomes of jobs that this worker ran, and frees their lanes. The fence: nothing is written unless the lane is still this
--- worker's, in this epoch, with this job in its turn. A repeated or late settle finds no lane and changes nothing.
--- The items are parallel arrays, one element per job. Fates: settled; lost (no longer ours); locked (a caller holds the row: ask again).
--- Lock order: lane (by id), job, history. Waits for nobody.
-CREATE FUNCTION archibald.settle(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[],
-                                 p_results text[], p_errors text[], p_delays double precision[])
-RETURNS TABLE (lane bigint, epoch bigint, job bigint, fate text)
+-- Writes the outcomes of jobs that this worker ran, and frees the lanes whose turn is over. The fence: nothing is written unless the lane is
+-- still this worker's, in this epoch, with this job in its turn. A repeated or late settle changes nothing.
+-- p_lanes, p_epochs: the lanes, each once. p_marks, p_marks_ago: of a lane the job that goes on, with the seconds since it began, or NULL: it
+-- is marked running. p_of … p_ended: the outcomes, parallel arrays with one element per job: its lane, and how many seconds ago it began
+-- and ended (NULL: it never began; at the start of this settle). A lane is freed once no job of its turn is left without an outcome.
+-- Jobs of a turn of several are not marked running before p_marks does it, and those that never began go back without being written.
+-- Returns the lanes of which nothing was written: lost (no longer ours), or locked (a caller holds a row: ask again); and stop: somebody
+-- asked to cancel the job that was marked.
+-- Rows are written by their places (ctid), which stay theirs because they are locked: a plan by id that was made while the table looked
+-- nearly empty passes over all of it once for each element.
+-- Lock order: lane, job, history. Waits for nobody.
+DROP FUNCTION IF EXISTS archibald.settle(bigint, bigint[], bigint[], bigint[], text[], text[], text[], double precision[]);
+CREATE FUNCTION archibald.settle(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_marks bigint[], p_marks_ago double precision[],
+                                 p_of bigint[], p_jobs bigint[], p_events text[], p_results text[], p_errors text[], p_delays double precision[],
+                                 p_began double precision[], p_ended double precision[])
+RETURNS TABLE (lane bigint, epoch bigint, fate text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-  v_items  bigint[];      -- places in the arrays of the items that passed the fence …
-  v_lanes  bigint[];      -- … and their lanes, locked
-  v_jobs   bigint[];      -- their jobs, locked …
-  v_stop   bigint[];      -- … and those of them that somebody asked to cancel
-  v_now    timestamptz := clock_timestamp();
+  v_lanes    bigint[];      -- the lanes that passed the fence, locked
+  v_jobs     bigint[];      -- the jobs that have an outcome or go on, locked …
+  v_places   tid[];         -- … where they are …
+  v_stop     bigint[];      -- … and those of them that somebody asked to cancel
+  v_ours     boolean;       -- every outcome is of a job that is in its lane's turn
+  v_careful  bigint[];      -- lanes that run one by one until a job of theirs has completed
+  v_free     bigint[];      -- lanes whose turn is over
+  v_back     boolean;       -- some outcome does not end its job
+  v_now      timestamptz := clock_timestamp();
 BEGIN
-  SELECT array_agg(l.n), array_agg(l.id) INTO v_items, v_lanes FROM (
-    SELECT a.id, item.n
-      FROM archibald.agents a JOIN unnest(p_lanes, p_epochs, p_jobs) WITH ORDINALITY AS item(lane, epoch, job, n) ON item.lane = a.id
-     WHERE a.state = 'running' AND a.worker_id = p_worker AND a.epoch = item.epoch AND item.job = ANY (a.turn_job_ids)
-     ORDER BY a.id FOR NO KEY UPDATE OF a SKIP LOCKED) AS l;
-  SELECT array_agg(j.id), array_agg(j.id) FILTER (WHERE j.cancel_requested_at IS NOT NULL) INTO v_jobs, v_stop FROM (
-    SELECT id, cancel_requested_at FROM archibald.jobs WHERE id = ANY (p_jobs) AND agent_id = ANY (v_lanes) ORDER BY id FOR UPDATE SKIP LOCKED) AS j;
-  -- a job row that a caller holds: its lane is left as it is, for a later turn
-  SELECT array_agg(item.n), array_agg(item.lane) INTO v_items, v_lanes
-    FROM unnest(p_lanes, p_jobs) WITH ORDINALITY AS item(lane, job, n)
-   WHERE item.n = ANY (v_items)
-     AND (item.job = ANY (v_jobs) OR NOT EXISTS (SELECT FROM archibald.jobs j WHERE j.id = item.job));
+  SELECT array_agg(a.id) INTO v_lanes
+    FROM (SELECT * FROM unnest(p_lanes, p_epochs) AS i(lane, epoch) ORDER BY i.lane) AS i
+   CROSS JOIN LATERAL (
+    SELECT a.id FROM archibald.agents a
+     WHERE a.id = i.lane AND a.state = 'running' AND a.worker_id = p_worker AND a.epoch = i.epoch FOR NO KEY UPDATE SKIP LOCKED) AS a;
+  SELECT array_agg(j.id), array_agg(j.ctid), array_agg(j.id) FILTER (WHERE j.cancel_requested_at IS NOT NULL)
+    INTO v_jobs, v_places, v_stop
+    FROM (SELECT unnest(p_jobs) AS job UNION SELECT unnest(p_marks) ORDER BY job) AS i
+    LEFT JOIN LATERAL (
+    SELECT j.id, j.ctid, j.cancel_requested_at FROM archibald.jobs j
+     WHERE j.id = i.job AND j.agent_id = ANY (v_lanes) FOR UPDATE SKIP LOCKED) AS j ON true
+   WHERE i.job IS NOT NULL;
+  -- Is any of them missing: gone, or held by a caller? Then the lane is left as it is, for a later turn.
+  IF array_position(v_jobs, NULL) IS NOT NULL THEN
+    v_lanes := ARRAY (
+      SELECT l FROM unnest(v_lanes) AS l
+       WHERE NOT EXISTS (SELECT FROM (SELECT * FROM unnest(p_of, p_jobs) UNION ALL SELECT * FROM unnest(p_lanes, p_marks)) AS i(lane, job)
+                          WHERE i.lane = l AND i.job <> ALL (array_remove(v_jobs, NULL))
+                            AND EXISTS (SELECT FROM archibald.jobs j WHERE j.id = i.job)));
+    v_places := array_remove(v_places, NULL);
+  END IF;
+  SELECT bool_and(g.jobs <@ a.turn_job_ids) INTO v_ours
+    FROM (SELECT i.lane, array_agg(i.job) AS jobs FROM unnest(p_of, p_jobs) AS i(lane, job) WHERE i.lane = ANY (v_lanes) GROUP BY i.lane) AS g
+   CROSS JOIN LATERAL (SELECT a.turn_job_ids FROM archibald.agents a WHERE a.id = g.lane) AS a;
+  IF cardinality(v_lanes) IS DISTINCT FROM cardinality(p_lanes) OR NOT v_ours THEN
+    RETURN QUERY
+      SELECT i.lane, i.epoch,
+             CASE WHEN EXISTS (SELECT FROM archibald.agents a
+                                WHERE a.id = i.lane AND a.state = 'running' AND a.worker_id = p_worker AND a.epoch = i.epoch) THEN 'locked'
+                  ELSE 'lost' END
+        FROM unnest(p_lanes, p_epochs) AS i(lane, epoch)
+       WHERE i.lane <> ALL (coalesce(v_lanes, '{}'));
+    IF coalesce(cardinality(v_lanes), 0) = 0 THEN
+      RETURN;
+    END IF;
+    SELECT coalesce(array_agg(i.lane), '{}'), coalesce(array_agg(i.job), '{}'), coalesce(array_agg(i.event), '{}'), array_agg(i.result),
+           array_agg(i.error), array_agg(i.delay), array_agg(i.began), array_agg(i.ended)
+      INTO p_of, p_jobs, p_events, p_results, p_errors, p_delays, p_began, p_ended
+      FROM unnest(p_of, p_jobs, p_events, p_results, p_errors, p_delays, p_began, p_ended)
+             AS i(lane, job, event, result, error, delay, began, ended)
+      JOIN archibald.agents a ON a.id = i.lane
+     WHERE i.lane = ANY (v_lanes) AND i.job = ANY (a.turn_job_ids);
+    p_marks := ARRAY (SELECT CASE WHEN m.lane = ANY (v_lanes) THEN m.job END
+                        FROM unnest(p_lanes, p_marks) WITH ORDINALITY AS m(lane, job, n) ORDER BY m.n);
+  END IF;
 
-  -- A job that was asked to stop does not go back into the queue because its handler failed, or was interrupted, a moment before.
+  -- A job that was asked to stop does not go back into the queue because its handler failed, was interrupted, or never began, a moment before.
   IF v_stop IS NOT NULL THEN
     p_events := ARRAY (SELECT CASE WHEN i.event IN ('retry', 'go_back', 'preempt') AND i.job = ANY (v_stop) THEN 'cancel' ELSE i.event END
                          FROM unnest(p_jobs, p_events) WITH ORDINALITY AS i(job, event, n) ORDER BY i.n);
   END IF;
+  v_back := NOT p_events <@ ARRAY['complete', 'fail', 'cancel'];
 
-  WITH item AS (
-    SELECT * FROM unnest(p_epochs, p_jobs, p_events, p_results, p_errors) WITH ORDINALITY AS i(epoch, job, event, result, error, n)
-     WHERE i.n = ANY (v_items)
-  ), done AS (
-    DELETE FROM archibald.jobs j USING item
-     WHERE j.id = item.job AND item.event IN ('complete', 'fail', 'cancel')
-    RETURNING j.*, item.event, item.result, item.error, item.epoch
+  WITH done AS (
+    DELETE FROM archibald.jobs j
+     WHERE j.ctid = ANY (v_places)
+       AND j.id = ANY (CASE WHEN v_back THEN ARRAY (SELECT i.job FROM unnest(p_jobs, p_events) AS i(job, event)
+                                                     WHERE i.event IN ('complete', 'fail', 'cancel')) ELSE p_jobs END)
+    RETURNING j.*, array_position(p_jobs, j.id) AS n
   )
   INSERT INTO archibald.job_history (
            id, agent_id, user_id, kind, class, state, priority, run_after, requeue_count, losses, attempt, max_attempts,
            idempotency_key, payload, progress, progress_label, result, error, worker_id, epoch, created_at, waiting_since, started_at,
            finished_at, retried_from, preempted_by, preemptions)
   SELECT id, agent_id, user_id, kind, class,
-         CASE event WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
-         priority, run_after, requeue_count, losses, attempt + (event <> 'cancel')::integer, max_attempts,
-         idempotency_key, payload, progress, progress_label, result::jsonb,
-         CASE event WHEN 'cancel' THEN 'cancelled on request' ELSE error END, worker_id, epoch, created_at, waiting_since,
-         started_at, v_now, retried_from, preempted_by, preemptions
+         CASE p_events[n] WHEN 'complete' THEN 'completed' WHEN 'fail' THEN 'failed' ELSE 'cancelled' END,
+         priority, run_after, requeue_count, losses, attempt + (p_events[n] <> 'cancel')::integer, max_attempts,
+         idempotency_key, payload, progress, progress_label, p_results[n]::jsonb,
+         CASE p_events[n] WHEN 'cancel' THEN 'cancelled on request' ELSE p_errors[n] END,
+         p_worker, p_epochs[array_position(p_lanes, p_of[n])], created_at, waiting_since,
+         coalesce(started_at, v_now - make_interval(secs => p_began[n])), v_now - make_interval(secs => coalesce(p_ended[n], 0)),
+         retried_from, preempted_by, preemptions
     FROM done;
 
   -- Back into the queue (or aside). No unique index is written that callers write too: an enqueue in an open transaction cannot stall this.
-  UPDATE archibald.jobs j
-     SET state = CASE item.event WHEN 'review' THEN 'needs_review' ELSE 'queued' END,
-         attempt = j.attempt + (item.event = 'retry')::integer,
-         due = item.event <> 'retry' OR item.delay = 0,
-         run_after = CASE item.event WHEN 'retry' THEN v_now + make_interval(secs => item.delay) ELSE j.run_after END,
-         waiting_since = CASE item.event WHEN 'retry' THEN v_now + make_interval(secs => item.delay) ELSE j.waiting_since END,
-         wait_reason = CASE WHEN item.event = 'retry' AND item.delay > 0 THEN 'retry' END,
-         last_error = coalesce(item.error, j.last_error),
-         cancel_requested_at = NULL,
-         preempt_requested_at = NULL,
-         preemptions = CASE item.event WHEN 'preempt' THEN j.preemptions + 1 WHEN 'retry' THEN 0 ELSE j.preemptions END,
-         -- it makes room for the write that runs next
-         preempted_by = CASE item.event WHEN 'preempt' THEN (
-           SELECT q.id FROM archibald.jobs q WHERE q.agent_id = j.agent_id AND q.state = 'queued' AND q.due AND q.class = 'write'
-            ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT 1) ELSE j.preempted_by END,
-         worker_id = CASE item.event WHEN 'review' THEN j.worker_id END
-    FROM unnest(p_jobs, p_events, p_errors, p_delays) WITH ORDINALITY AS item(job, event, error, delay, n)
-   WHERE j.id = item.job AND item.n = ANY (v_items) AND item.event IN ('retry', 'go_back', 'preempt', 'review');
-  PERFORM archibald.absorb_followups(v_jobs);
+  IF v_back THEN
+    UPDATE archibald.jobs j
+       SET state = CASE item.event WHEN 'review' THEN 'needs_review' ELSE 'queued' END,
+           attempt = j.attempt + (item.event = 'retry')::integer,
+           due = item.event <> 'retry' OR item.delay = 0,
+           run_after = CASE item.event WHEN 'retry' THEN v_now + make_interval(secs => item.delay) ELSE j.run_after END,
+           waiting_since = CASE item.event WHEN 'retry' THEN v_now + make_interval(secs => item.delay) ELSE j.waiting_since END,
+           wait_reason = CASE WHEN item.event = 'retry' AND item.delay > 0 THEN 'retry' END,
+           started_at = coalesce(j.started_at, v_now - make_interval(secs => item.began)),
+           last_error = coalesce(item.error, j.last_error),
+           cancel_requested_at = NULL,
+           preempt_requested_at = NULL,
+           preemptions = CASE item.event WHEN 'preempt' THEN j.preemptions + 1 WHEN 'retry' THEN 0 ELSE j.preemptions END,
+           -- it makes room for the write that runs next
+           preempted_by = CASE item.event WHEN 'preempt' THEN (
+             SELECT q.id FROM archibald.jobs q WHERE q.agent_id = j.agent_id AND q.state = 'queued' AND q.due AND q.class = 'write'
+              ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT 1) ELSE j.preempted_by END,
+           worker_id = CASE item.event WHEN 'review' THEN j.worker_id END
+      FROM unnest(p_jobs, p_events, p_errors, p_delays, p_began) AS item(job, event, error, delay, began)
+     WHERE j.ctid = ANY (v_places) AND j.id = item.job AND item.event IN ('retry', 'go_back', 'preempt', 'review')
+       AND (item.event <> 'go_back' OR j.state = 'running' OR item.began IS NOT NULL);
+    PERFORM archibald.absorb_followups(p_jobs);
+  END IF;
 
-  PERFORM archibald.refresh_lanes(v_lanes);
+  -- What goes on for longer than a moment is marked: from now on everybody sees that it runs, and a death of this worker is charged to it.
+  IF array_remove(p_marks, NULL) <> '{}' THEN
+    UPDATE archibald.jobs j
+       SET state = 'running', worker_id = p_worker, started_at = coalesce(j.started_at, v_now - make_interval(secs => m.ago)), wake = false,
+           wait_reason = NULL
+      FROM unnest(p_marks, p_marks_ago) AS m(job, ago)
+     WHERE j.ctid = ANY (v_places) AND j.id = m.job;
+    RETURN QUERY
+      SELECT m.lane, m.epoch, 'stop' FROM unnest(p_lanes, p_epochs, p_marks) AS m(lane, epoch, job) WHERE m.job = ANY (v_stop);
+  END IF;
+
+  SELECT array_agg(l.id) FILTER (WHERE l.over), array_agg(l.id) FILTER (WHERE l.careful) INTO v_free, v_careful FROM (
+    SELECT a.id, NOT EXISTS (SELECT FROM unnest(a.turn_job_ids) AS t WHERE t <> ALL (coalesce(g.jobs, '{}'))) AS over,
+           a.careful AND 'complete' = ANY (g.events) AS careful
+      FROM unnest(v_lanes) AS l(id)
+      LEFT JOIN (SELECT i.lane, array_agg(i.job) AS jobs, array_agg(i.event) AS events
+                   FROM unnest(p_of, p_jobs, p_events) AS i(lane, job, event) GROUP BY i.lane) AS g ON g.lane = l.id
+     CROSS JOIN LATERAL (SELECT a.id, a.turn_job_ids, a.careful FROM archibald.agents a WHERE a.id = l.id) AS a) AS l;
+  IF v_careful IS NOT NULL THEN
+    UPDATE archibald.agents a SET careful = false WHERE a.id = ANY (v_careful);
+  END IF;
+  IF cardinality(v_free) IS DISTINCT FROM cardinality(v_lanes) THEN
+    UPDATE archibald.agents a SET turn_job_ids = ARRAY (SELECT t FROM unnest(a.turn_job_ids) AS t WHERE t <> ALL (p_jobs))
+     WHERE a.id = ANY (v_lanes) AND a.id <> ALL (coalesce(v_free, '{}'));
+    IF v_free IS NULL THEN
+      RETURN;
+    END IF;
+  END IF;
+  PERFORM archibald.refresh_lanes(v_free);
   -- what waited because of a requeue goes on at once, now that a worker lets the agent go
-  PERFORM archibald.end_requeue(v_lanes);
-
-  RETURN QUERY
-    SELECT item.lane, item.epoch, item.job,
-           CASE WHEN item.n = ANY (v_items) THEN 'settled'
-                WHEN EXISTS (SELECT FROM archibald.agents a
-                              WHERE a.id = item.lane AND a.worker_id = p_worker AND a.epoch = item.epoch
-                                AND item.job = ANY (a.turn_job_ids)) THEN 'locked'
-                ELSE 'lost' END
-      FROM unnest(p_lanes, p_epochs, p_jobs) WITH ORDINALITY AS item(lane, epoch, job, n);
+  IF EXISTS (SELECT FROM archibald.jobs j WHERE j.state = 'queued' AND j.wait_reason = 'requeue')
+     OR EXISTS (SELECT FROM archibald.agents a WHERE a.retry_at IS NOT NULL) THEN
+    PERFORM archibald.end_requeue(v_free);
+  END IF;
   -- last: only what passed the fence
-  PERFORM pg_advisory_unlock(a.lock_key) FROM archibald.agents a WHERE a.id = ANY (v_lanes);
+  PERFORM pg_advisory_unlock(a.lock_key) FROM archibald.agents a WHERE a.id = ANY (v_free);
 END $$;
 
 -- A sync that went back to the queue absorbs the follow-up that waited behind it: one run serves both.
 -- Callers hold the lane. The follow-up ends as cancelled, and its result says which job does its work.
-CREATE FUNCTION archibald.absorb_followups(p_jobs bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION archibald.absorb_followups(p_jobs bigint[]) RETURNS void
 LANGUAGE sql AS $$
   WITH twin AS (
     SELECT f.id, b.id AS absorbed_by

@@ -20,7 +20,7 @@ $$;
 -- very file: an id or a path that was used again proves nothing.
 -- A turn of the dead process that is still under way holds the row: nobody reads its reply, so its backend is ended, and the next look
 -- fences the worker.
-CREATE FUNCTION archibald.fence_dead_worker(p_me bigint, p_worker bigint, p_boot text, p_path text, p_file text)
+CREATE OR REPLACE FUNCTION archibald.fence_dead_worker(p_me bigint, p_worker bigint, p_boot text, p_path text, p_file text)
 RETURNS TABLE (worker bigint, host text, pid integer)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -47,8 +47,7 @@ END $$;
 -- p_silent: also of one that is silent for two leases and could not be fenced: a turn of it hangs (a stopped process reads no reply) and
 -- holds its row. That turn is rolled back, and the next look fences the worker. Only for callers who may judge others silent.
 -- MATERIALIZED: which ones is settled before any is ended. In a WHERE the planner calls the function below the join, for every backend.
-DROP FUNCTION IF EXISTS archibald.end_lost_backends();
-CREATE FUNCTION archibald.end_lost_backends(p_silent boolean DEFAULT true) RETURNS SETOF integer
+CREATE OR REPLACE FUNCTION archibald.end_lost_backends(p_silent boolean DEFAULT true) RETURNS SETOF integer
 LANGUAGE sql AS $$
   WITH lost AS MATERIALIZED (
     SELECT s.pid FROM pg_stat_activity s JOIN archibald.workers w ON w.backend_pid = s.pid AND w.backend_start = s.backend_start
@@ -64,6 +63,8 @@ $$;
 -- Releases a bounded number of lanes of fenced workers; an error on one does not stop the others. Of each lane's turn:
 -- a write that had started may have had its effect and goes to needs_review (unless its operation is idempotent); anything else
 -- runs again at once, unless somebody asked to cancel it; a job whose workers died p_max_losses times fails. No attempt is spent.
+-- Only the job that was marked running is charged with the loss. Which one of a turn of several it was is not known when none was marked:
+-- so the agent's jobs run one by one, and marked, until one has completed.
 -- A row that a caller holds is an error of its lane: NOWAIT, because 100 waits of a lock_timeout would be spent holding 100 lanes.
 -- Lock order: lane, job, history.
 CREATE OR REPLACE FUNCTION archibald.release_fenced_lanes(p_limit integer, p_max_losses integer) RETURNS TABLE (user_id text, job bigint, fate text)
@@ -81,10 +82,12 @@ BEGIN
   LOOP
     BEGIN
       FOR v_job IN
-        SELECT j.id, j.losses + 1 AS losses, j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful,
+        SELECT j.id, j.losses + (j.state = 'running')::integer AS losses,
+               j.state = 'running' AND j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful,
                j.cancel_requested_at IS NOT NULL AS unwanted
           FROM archibald.jobs j LEFT JOIN archibald.operations o ON o.kind = j.kind
-         WHERE j.agent_id = v_lane.id AND j.state = 'running' FOR UPDATE OF j NOWAIT
+         WHERE j.agent_id = v_lane.id AND j.state = 'running' OR j.id = ANY (v_lane.turn_job_ids) AND j.cancel_requested_at IS NOT NULL
+           FOR UPDATE OF j NOWAIT
       LOOP
         user_id := v_lane.user_id;
         job := v_job.id;
@@ -114,7 +117,7 @@ BEGIN
         END IF;
         RETURN NEXT;
       END LOOP;
-      UPDATE archibald.agents a SET epoch = a.epoch + 1 WHERE a.id = v_lane.id;
+      UPDATE archibald.agents a SET epoch = a.epoch + 1, careful = true WHERE a.id = v_lane.id;
       PERFORM archibald.refresh_lanes(ARRAY[v_lane.id]);
     EXCEPTION WHEN OTHERS THEN
       user_id := v_lane.user_id;

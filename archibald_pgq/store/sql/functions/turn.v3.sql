@@ -7,28 +7,37 @@
 
 -- Takes up to p_want ready lanes, best first, and the head job of each; of these at most p_syncs syncs, so that consumers are left for what
 -- people ask for, and first of all up to p_aged of the syncs that have waited longer than p_max_wait, whatever their priority.
+-- p_short, p_each: kinds whose jobs are short, and of each how many of them one turn of a lane may have: where the head is one of these the
+-- lane's next jobs of such kinds come with it, in order. They are not marked running: they have ended before anybody looks, or are marked by
+-- the settle. Never a sync (requests for it merge with what is queued), a job whose worker died, or a job of a lane that must be careful.
+-- p_ahead: up to so many lanes more, of such heads only, for consumers that will be free in a moment.
 -- p_elsewhere: kinds that only other live workers handle. A sync that made room p_max_preemptions times in a row is left alone in this run.
 -- The agent's session advisory lock is tried after the rows were chosen and locked, never inside a scan. Refused: requeue.
 -- p_solo_from: a job with so many losses runs alone, because one more would fail it: p_solo claims one such job and no other,
 -- not p_solo all but those. NULL: makes no difference.
-DROP FUNCTION IF EXISTS archibald.claim(bigint, integer, integer, integer, text[], interval, integer);
-CREATE FUNCTION archibald.claim(p_worker bigint, p_want integer, p_syncs integer, p_aged integer, p_elsewhere text[], p_max_wait interval,
-                                p_max_preemptions integer, p_solo_from integer, p_solo boolean)
+DROP FUNCTION IF EXISTS archibald.claim(bigint, integer, integer, integer, text[], interval, integer, integer, boolean);
+CREATE FUNCTION archibald.claim(p_worker bigint, p_want integer, p_syncs integer, p_aged integer, p_ahead integer, p_short text[], p_each integer[],
+                                p_elsewhere text[], p_max_wait interval, p_max_preemptions integer, p_solo_from integer, p_solo boolean)
 RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
-               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision)
+               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision, marked boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
   v_mine     bigint[];
+  v_each     integer[];   -- of each of them how many jobs may come
   v_refused  bigint[];
-  v_lanes    bigint[];    -- lanes whose head could be locked …
-  v_jobs     bigint[];    -- … and that head
+  v_lanes    bigint[];    -- lanes whose head could be locked, once for each job …
+  v_jobs     bigint[];    -- … that job …
+  v_places   tid[];       -- … and where it is
+  v_marked   bigint[];    -- jobs that are marked running: those that come alone
   v_odd      bigint[];
   v_back     bigint[];    -- heads that are syncs which ran before and went back
   v_people   bigint[];    -- lanes whose head is no sync, as far as known
+  v_extra    bigint[];    -- lanes that were taken ahead
   v_yielding bigint[];    -- lanes whose head is a sync that may be asked to make room
   v_start    timestamptz := clock_timestamp();
   v_left     integer := p_want;
+  v_ahead    integer := CASE WHEN p_solo THEN 0 ELSE p_ahead END;
   v_syncs    integer := p_syncs;
   v_aged     integer := p_aged;
   v_tried    integer;
@@ -50,25 +59,34 @@ BEGIN
        AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere) AND (p_solo_from IS NULL OR a.head_losses < p_solo_from)
      ORDER BY a.head_waiting_since
      LIMIT CASE WHEN p_solo THEN 0 ELSE greatest(least(v_aged, v_syncs, v_left), 0) END FOR NO KEY UPDATE SKIP LOCKED
-  ), people AS MATERIALIZED (
-    SELECT a.id, a.lock_key FROM archibald.agents a
+  ), next AS MATERIALIZED (
+    SELECT a.id, a.lock_key, a.head_priority, a.ready_at,
+           CASE WHEN a.careful OR a.head_losses > 0 THEN 1 ELSE coalesce(p_each[array_position(p_short, a.head_kind)], 1) END AS jobs
+      FROM archibald.agents a
      WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
        AND (p_solo_from IS NULL OR a.head_losses < p_solo_from)
      ORDER BY a.head_priority, a.ready_at
-     LIMIT CASE WHEN p_solo THEN 0 ELSE v_left - (SELECT count(*) FROM aged) END FOR NO KEY UPDATE SKIP LOCKED
+     LIMIT CASE WHEN p_solo THEN 0 ELSE v_left + v_ahead - (SELECT count(*) FROM aged) END FOR NO KEY UPDATE SKIP LOCKED
+  ), people AS MATERIALIZED (
+    SELECT n.id, n.lock_key, n.jobs, n.place > v_left - (SELECT count(*) FROM aged) AS extra
+      FROM (SELECT next.*, row_number() OVER (ORDER BY head_priority, ready_at) AS place FROM next) AS n
+     WHERE n.place <= v_left - (SELECT count(*) FROM aged) OR n.jobs > 1
   ), syncs AS MATERIALIZED (
     SELECT a.id, a.lock_key FROM archibald.agents a
      WHERE a.state = 'ready' AND a.head_is_sync AND a.ready_at <= v_start AND a.head_kind <> ALL (p_elsewhere)
        AND (p_solo_from IS NULL OR a.head_losses < p_solo_from) AND NOT EXISTS (SELECT FROM aged WHERE aged.id = a.id)
      ORDER BY a.head_priority, a.ready_at
-     LIMIT CASE WHEN p_solo THEN 0 ELSE greatest(least(v_syncs, v_left - (SELECT count(*) FROM people)) - (SELECT count(*) FROM aged), 0) END
+     LIMIT CASE WHEN p_solo THEN 0
+                ELSE greatest(least(v_syncs, v_left - (SELECT count(*) FROM people WHERE NOT extra)) - (SELECT count(*) FROM aged), 0) END
        FOR NO KEY UPDATE SKIP LOCKED
   ), tried AS MATERIALIZED (
-    SELECT c.id, c.sort, pg_try_advisory_lock(c.lock_key) AS got
-      FROM (SELECT 0 AS sort, * FROM solo UNION ALL SELECT 1, * FROM aged UNION ALL SELECT 2, * FROM people UNION ALL SELECT 3, * FROM syncs) AS c
+    SELECT c.id, c.sort, c.jobs, c.extra, pg_try_advisory_lock(c.lock_key) AS got
+      FROM (SELECT 0 AS sort, id, lock_key, 1 AS jobs, false AS extra FROM solo UNION ALL SELECT 1, id, lock_key, 1, false FROM aged
+            UNION ALL SELECT 2, id, lock_key, jobs, extra FROM people UNION ALL SELECT 3, id, lock_key, 1, false FROM syncs) AS c
   )
-  SELECT array_agg(id) FILTER (WHERE got), array_agg(id) FILTER (WHERE NOT got), array_agg(id) FILTER (WHERE sort = 2), count(*)
-    INTO v_mine, v_refused, v_people, v_tried FROM tried;
+  SELECT array_agg(id) FILTER (WHERE got), array_agg(jobs) FILTER (WHERE got), array_agg(id) FILTER (WHERE NOT got),
+         array_agg(id) FILTER (WHERE sort = 2), array_agg(id) FILTER (WHERE extra), count(*)
+    INTO v_mine, v_each, v_refused, v_people, v_extra, v_tried FROM tried;
   IF v_mine IS NULL AND v_refused IS NULL THEN
     RETURN;
   END IF;
@@ -77,44 +95,57 @@ BEGIN
   SELECT array_agg(l) INTO v_odd FROM unnest(v_mine) AS l
    WHERE EXISTS (SELECT FROM archibald.jobs j WHERE j.agent_id = l AND j.state = 'running');
   IF v_odd IS NOT NULL THEN
-    v_mine := ARRAY (SELECT l FROM unnest(v_mine) AS l WHERE l <> ALL (v_odd));
+    SELECT array_agg(m.lane), array_agg(m.jobs) INTO v_mine, v_each FROM unnest(v_mine, v_each) AS m(lane, jobs) WHERE m.lane <> ALL (v_odd);
     PERFORM pg_advisory_unlock(a.lock_key) FROM archibald.agents a WHERE a.id = ANY (v_odd);
     RETURN QUERY
       UPDATE archibald.agents a SET ready_at = now() + interval '30 s' WHERE a.id = ANY (v_odd)
       RETURNING 'contradiction', a.id, a.user_id, a.epoch, NULL::bigint, a.head_kind, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
-                NULL::integer, 30::double precision;
+                NULL::integer, 30::double precision, NULL::boolean;
   END IF;
 
-  SELECT array_agg(h.lane), array_agg(h.job), array_agg(h.job) FILTER (WHERE h.back AND h.lane = ANY (v_mine)),
+  -- The jobs of each lane in their order, as far as they can be locked and belong together: where one cannot be had, none behind it is.
+  SELECT array_agg(h.lane), array_agg(h.job), array_agg(h.place), array_agg(h.job) FILTER (WHERE NOT h.short),
+         array_agg(h.job) FILTER (WHERE h.back AND h.lane = ANY (v_mine)),
          array_agg(h.lane) FILTER (WHERE h.sync AND h.preemptions < p_max_preemptions)
-    INTO v_lanes, v_jobs, v_back, v_yielding FROM (
-    SELECT head.lane, j.id AS job, j.class = 'sync' AND j.started_at IS NOT NULL AS back, j.class = 'sync' AS sync, j.preemptions
-      FROM (SELECT l.id AS lane, (SELECT q.id FROM archibald.jobs q
-                                   WHERE q.agent_id = l.id AND q.state = 'queued' AND q.due
-                                   ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT 1) AS job
-              FROM unnest(v_mine || v_refused) AS l(id)) AS head
-      JOIN archibald.jobs j ON j.id = head.job
-     WHERE j.state = 'queued' AND j.due AND j.kind <> ALL (p_elsewhere)
-       AND NOT (j.class = 'sync' AND head.lane = ANY (coalesce(v_people, '{}')))    -- the hint was old: it may be one sync too many
-       AND (p_solo_from IS NULL OR (j.losses >= p_solo_from) = p_solo)                -- the hint was old: it may be one that runs alone
-       FOR UPDATE OF j SKIP LOCKED) AS h;
+    INTO v_lanes, v_jobs, v_places, v_marked, v_back, v_yielding
+    FROM (
+    SELECT l.lane, l.n, j.id AS job, j.place, j.back, j.sync, j.preemptions,
+           bool_and(j.short AND l.jobs > 1) OVER behind AS short,
+           row_number() OVER behind AS found
+      FROM (SELECT i.lane, i.jobs, q.id, row_number() OVER (PARTITION BY i.lane ORDER BY q.is_sync, q.priority, q.id) AS n
+              FROM (SELECT m.lane, m.jobs FROM unnest(v_mine, v_each) AS m(lane, jobs) UNION ALL SELECT r, 1 FROM unnest(v_refused) AS r) AS i
+             CROSS JOIN LATERAL (SELECT q.id, q.class = 'sync' AS is_sync, q.priority FROM archibald.jobs q
+                                  WHERE q.agent_id = i.lane AND q.state = 'queued' AND q.due
+                                  ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT i.jobs) AS q) AS l
+     CROSS JOIN LATERAL (
+      SELECT j.id, j.ctid AS place, j.class = 'sync' AND j.started_at IS NOT NULL AS back, j.class = 'sync' AS sync, j.preemptions,
+             j.kind = ANY (p_short) AND j.class <> 'sync' AND j.losses = 0 AS short
+        FROM archibald.jobs j
+       WHERE j.id = l.id AND j.state = 'queued' AND j.due AND j.kind <> ALL (p_elsewhere)
+         AND NOT (j.class = 'sync' AND l.lane = ANY (coalesce(v_people, '{}')))    -- the hint was old: it may be one sync too many
+         AND (p_solo_from IS NULL OR (j.losses >= p_solo_from) = p_solo)             -- the hint was old: it may be one that runs alone
+         FOR UPDATE SKIP LOCKED) AS j
+    WINDOW behind AS (PARTITION BY l.lane ORDER BY l.n)) AS h
+   WHERE h.found = h.n AND (h.n = 1 OR h.short)
+     AND NOT (NOT h.short AND h.lane = ANY (coalesce(v_extra, '{}')));                -- the hint was old: nobody is free for a long one
 
   IF v_refused IS NOT NULL THEN
     RETURN QUERY
       WITH item AS (
-        SELECT i.lane, i.job FROM unnest(v_lanes, v_jobs) AS i(lane, job) WHERE i.lane = ANY (v_refused)
+        SELECT i.lane, i.place FROM unnest(v_lanes, v_places) AS i(lane, place) WHERE i.lane = ANY (v_refused)
       ), requeued AS (
         UPDATE archibald.jobs j
            SET run_after = now() + archibald.requeue_delay(j.requeue_count),
                requeue_count = least(j.requeue_count, 2147483646) + 1,
                wait_reason = 'requeue', wake = false
-          FROM item WHERE j.id = item.job
+         WHERE j.ctid = ANY (ARRAY (SELECT item.place FROM item))
         RETURNING j.agent_id, j.user_id, j.id, j.kind, j.class, j.requeue_count, j.run_after
       ), held AS (
-        UPDATE archibald.agents a SET retry_at = r.run_after, ready_at = r.run_after FROM requeued r WHERE a.id = r.agent_id
+        UPDATE archibald.agents a SET retry_at = r.run_after, ready_at = r.run_after
+          FROM requeued r WHERE a.id = r.agent_id AND a.id = ANY (v_refused)
       )
       SELECT 'requeued', r.agent_id, r.user_id, NULL::bigint, r.id, r.kind, r.class, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
-             r.requeue_count, extract(epoch FROM r.run_after - now())::double precision
+             r.requeue_count, extract(epoch FROM r.run_after - now())::double precision, NULL::boolean
         FROM requeued r;
   END IF;
 
@@ -131,39 +162,41 @@ BEGIN
     PERFORM archibald.absorb_followups(v_back);
   END IF;
 
+  IF v_marked IS NOT NULL THEN
+    UPDATE archibald.jobs j
+       SET state = 'running', worker_id = p_worker, started_at = coalesce(j.started_at, clock_timestamp()), wake = false, wait_reason = NULL
+     WHERE j.ctid = ANY (v_places) AND j.id = ANY (v_marked) AND j.agent_id = ANY (v_mine);
+  END IF;
   RETURN QUERY
-    WITH item AS (
-      SELECT i.lane, i.job, i.lane = ANY (coalesce(v_yielding, '{}')) AS yields
-        FROM unnest(v_lanes, v_jobs) AS i(lane, job) WHERE i.lane = ANY (v_mine)
+    WITH item AS MATERIALIZED (
+      SELECT i.lane, array_agg(i.job ORDER BY i.n) AS jobs, bool_or(i.lane = ANY (coalesce(v_yielding, '{}'))) AS yields
+        FROM unnest(v_lanes, v_jobs) WITH ORDINALITY AS i(lane, job, n) WHERE i.lane = ANY (v_mine) GROUP BY i.lane
     ), taken AS (
       UPDATE archibald.agents a
-         SET state = 'running', worker_id = p_worker, epoch = a.epoch + 1, turn_job_ids = ARRAY[item.job], since = clock_timestamp(),
+         SET state = 'running', worker_id = p_worker, epoch = a.epoch + 1, turn_job_ids = item.jobs, since = clock_timestamp(),
              ready_at = NULL, retry_at = NULL, doubts = 0,
              -- a write that saw the lane before, and set no wake because there was nothing to preempt, may be about to commit
              preemptable = item.yields, doubt_at = CASE WHEN item.yields THEN clock_timestamp() + interval '10 ms' END
-        FROM item WHERE a.id = item.lane
+        FROM item WHERE a.id = item.lane AND a.id = ANY (v_mine)
       RETURNING a.id, a.epoch
-    ), started AS (
-      UPDATE archibald.jobs j
-         SET state = 'running', worker_id = p_worker, started_at = coalesce(j.started_at, clock_timestamp()), wake = false, wait_reason = NULL
-        FROM item WHERE j.id = item.job
-      RETURNING j.id, j.agent_id, j.user_id, j.kind, j.class, j.attempt, j.max_attempts, j.payload, j.saved_state
     )
-    SELECT 'run', t.id, s.user_id, t.epoch, s.id, s.kind, s.class, s.attempt, s.max_attempts, s.payload, s.saved_state,
-           NULL::integer, NULL::double precision
-      FROM taken t JOIN started s ON s.agent_id = t.id
-     ORDER BY array_position(v_mine, t.id);
-  GET DIAGNOSTICS v_ran = ROW_COUNT;
-  EXIT WHEN v_ran = v_left OR (v_ran = v_tried AND v_tried < v_left);
+    SELECT 'run', t.id, j.user_id, t.epoch, j.id, j.kind, j.class, j.attempt, j.max_attempts, j.payload, j.saved_state,
+           NULL::integer, NULL::double precision, j.id = ANY (coalesce(v_marked, '{}'))
+      FROM unnest(v_lanes, v_jobs) WITH ORDINALITY AS i(lane, job, n)
+      JOIN taken t ON t.id = i.lane
+     CROSS JOIN LATERAL (SELECT * FROM archibald.jobs j WHERE j.id = i.job LIMIT 1) AS j
+     ORDER BY array_position(v_mine, i.lane), i.n;
+  v_ran := (SELECT count(DISTINCT i.lane) FROM unnest(v_lanes) AS i(lane) WHERE i.lane = ANY (v_mine));
+  EXIT WHEN v_ran >= v_left OR (v_ran = v_tried AND v_tried < v_left);
   v_left := v_left - v_ran;
-  v_syncs := v_syncs - (SELECT count(*) FROM unnest(v_mine) AS l WHERE l <> ALL (coalesce(v_people, '{}')));
+  v_syncs := v_syncs - (SELECT count(DISTINCT l) FROM unnest(v_lanes) AS l WHERE l = ANY (v_mine) AND l <> ALL (coalesce(v_people, '{}')));
   v_aged := 0;
  END LOOP;
 END $$;
 
 -- True if a job waits that runs alone (it has p_from losses, and this worker may run its kind) and this session is the one to run it.
 -- p_holds: it may have been before; then it lets go where nothing is left to run alone.
-CREATE FUNCTION archibald.drain_for_solo(p_holds boolean, p_from integer, p_elsewhere text[]) RETURNS boolean
+CREATE OR REPLACE FUNCTION archibald.drain_for_solo(p_holds boolean, p_from integer, p_elsewhere text[]) RETURNS boolean
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_waits boolean := EXISTS (SELECT FROM archibald.agents a
@@ -182,23 +215,26 @@ BEGIN
   RETURN false;
 END $$;
 
--- p_want: jobs that this worker could start; of these at most p_syncs syncs, and up to p_aged syncs that waited too long before all others.
+-- p_lanes … p_ended: what the settle gets. p_want: lanes that consumers are free for; of these at most p_syncs syncs, and up to p_aged syncs
+-- that waited too long before all others. p_ahead, p_short, p_each: lanes taken ahead, and turns of several jobs; see the claim.
 -- p_look: look again at lanes in doubt, ended pauses and foreign locks (once a second, and when an unlock was announced).
 -- Every statement in here finds a bounded number of rows by an index, one after the other, whatever the statistics say. A plan that was
 -- made while the queue was nearly empty, or before the first ANALYZE, scans the whole table in each turn when 200,000 jobs come in at
 -- once, and stays until autovacuum has looked: so the other kinds of plan are ruled out (and jit, which takes their cost at face value).
--- The row `next` says in how many seconds something will become due that no NOTIFY announces; fenced: this worker is no longer one.
+-- The row `next` says in how many seconds something will become due that no NOTIFY announces; fenced: this worker is no longer one. Of lanes
+-- that are settled nothing is said.
 -- p_solo: true if the last answer was `solo`; NULL from code that does not know of it. `solo` means: a job waits that runs alone, and it is
 -- this worker's to run it. Nothing else is claimed until then; once nothing runs here it is claimed, and not marked running before. Which
 -- worker drains for it is decided by a session lock, as a hint: two would only claim less than they could.
 DROP FUNCTION IF EXISTS archibald.turn(bigint, bigint[], bigint[], bigint[], text[], text[], text[], double precision[], integer, integer, integer,
-                                       boolean);
-CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[], p_results text[],
-                               p_errors text[], p_delays double precision[], p_want integer, p_syncs integer, p_aged integer, p_look boolean,
-                               p_solo boolean DEFAULT NULL)
+                                       boolean, boolean);
+CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_marks bigint[], p_marks_ago double precision[],
+                               p_of bigint[], p_jobs bigint[], p_events text[], p_results text[], p_errors text[], p_delays double precision[],
+                               p_began double precision[], p_ended double precision[], p_want integer, p_syncs integer, p_aged integer,
+                               p_ahead integer, p_short text[], p_each integer[], p_look boolean, p_solo boolean)
 RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
-               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision, timeout_s double precision, backoff text,
-               backoff_s double precision, idempotent boolean)
+               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision, marked boolean, timeout_s double precision,
+               backoff text, backoff_s double precision, idempotent boolean)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -221,28 +257,32 @@ BEGIN
   SELECT w.kinds, w.max_wait_s, w.max_preemptions, w.max_losses INTO v_me
     FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
-    RETURN QUERY SELECT 'fenced', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
-                        NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
+    what := 'fenced';
+    RETURN NEXT;
     RETURN;
   END IF;
   IF p_lanes <> '{}' THEN
-    RETURN QUERY
-      SELECT s.fate, s.lane, NULL, s.epoch, s.job, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
-             NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean
-        FROM archibald.settle(p_worker, p_lanes, p_epochs, p_jobs, p_events, p_results, p_errors, p_delays) AS s;
+    FOR what, lane, epoch IN
+      SELECT s.fate, s.lane, s.epoch
+        FROM archibald.settle(p_worker, p_lanes, p_epochs, p_marks, p_marks_ago, p_of, p_jobs, p_events, p_results, p_errors, p_delays, p_began,
+                              p_ended) AS s
+    LOOP
+      RETURN NEXT;
+    END LOOP;
   END IF;
   -- Who wants nothing leaves it to those who do, and settles alone: an error in here must not pass for the error of an outcome.
-  IF p_want > 0 OR p_look THEN
+  IF p_want + p_ahead > 0 OR p_look THEN
     v_again := archibald.wake_lanes(500, CASE WHEN p_look THEN 500 ELSE 20 END, NOT p_look);
   END IF;
   IF p_look THEN
     PERFORM archibald.look_again(100);
-    RETURN QUERY
-      SELECT 'requeued', w.lane, w.user_id, NULL::bigint, w.job, w.kind, w.job_class, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
-             w.requeue_count, w.delay_s, NULL::double precision, NULL, NULL::double precision, NULL::boolean
-        FROM archibald.requeue_waiting(100) AS w;
+    FOR what, lane, user_id, epoch, job, kind, job_class, requeue_count, delay_s IN
+      SELECT 'requeued', w.lane, w.user_id, NULL::bigint, w.job, w.kind, w.job_class, w.requeue_count, w.delay_s FROM archibald.requeue_waiting(100) AS w
+    LOOP
+      RETURN NEXT;
+    END LOOP;
   END IF;
-  IF p_want > 0 THEN
+  IF p_want + p_ahead > 0 THEN
     SELECT coalesce(array_agg(DISTINCT k), '{}') INTO v_elsewhere
       FROM archibald.workers w CROSS JOIN unnest(w.kinds) AS k
      WHERE w.id <> p_worker AND w.fenced_at IS NULL AND w.stopped_at IS NULL
@@ -251,20 +291,22 @@ BEGIN
       v_solo_from := v_me.max_losses - 1;
       v_solo := archibald.drain_for_solo(p_solo, v_solo_from, v_elsewhere);
       IF v_solo THEN
-        RETURN QUERY SELECT 'solo', NULL::bigint, NULL, NULL::bigint, NULL::bigint, NULL, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
-                            NULL::integer, NULL::double precision, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
+        what := 'solo';
+        lane := NULL; user_id := NULL; epoch := NULL; job := NULL; kind := NULL; job_class := NULL; requeue_count := NULL; delay_s := NULL;
+        RETURN NEXT;
+        p_ahead := 0;
         IF EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = p_worker AND a.state = 'running') THEN
           p_want := 0;
         END IF;
       END IF;
     END IF;
   END IF;
-  IF p_want > 0 THEN
+  IF p_want + p_ahead > 0 THEN
     -- Of a kind whose policy somebody deleted, jobs run under the limit of a sync.
-    FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, timeout_s, backoff,
-        backoff_s, idempotent IN
+    FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, marked, timeout_s,
+        backoff, backoff_s, idempotent IN
       SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
-        FROM archibald.claim(p_worker, CASE WHEN v_solo THEN 1 ELSE p_want END, p_syncs, p_aged, v_elsewhere,
+        FROM archibald.claim(p_worker, CASE WHEN v_solo THEN 1 ELSE p_want END, p_syncs, p_aged, p_ahead, p_short, p_each, v_elsewhere,
                              make_interval(secs => v_me.max_wait_s), v_me.max_preemptions, v_solo_from, v_solo) AS c
         LEFT JOIN archibald.operations o ON o.kind = c.kind
     LOOP
@@ -299,6 +341,28 @@ BEGIN
                                     AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo
                                     AND v_syncs < p_syncs) THEN v_soon END
              ) - clock_timestamp())::double precision,
-             NULL::double precision, NULL, NULL::double precision, NULL::boolean;
+             NULL::boolean, NULL::double precision, NULL, NULL::double precision, NULL::boolean;
   END IF;
 END $$;
+
+-- What workers of the code before 0003 call: outcomes of turns of one job each, and each outcome is answered.
+CREATE FUNCTION archibald.turn(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_jobs bigint[], p_events text[], p_results text[],
+                               p_errors text[], p_delays double precision[], p_want integer, p_syncs integer, p_aged integer, p_look boolean,
+                               p_solo boolean DEFAULT NULL)
+RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
+               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision, timeout_s double precision, backoff text,
+               backoff_s double precision, idempotent boolean)
+LANGUAGE sql AS $$
+  WITH turn AS MATERIALIZED (
+    SELECT * FROM archibald.turn(p_worker, p_lanes, p_epochs, array_fill(NULL::bigint, ARRAY[cardinality(p_lanes)]), NULL, p_lanes, p_jobs, p_events,
+                                 p_results, p_errors, p_delays, array_fill(0::double precision, ARRAY[cardinality(p_lanes)]),
+                                 array_fill(0::double precision, ARRAY[cardinality(p_lanes)]), p_want, p_syncs, p_aged, 0, '{}', '{}', p_look, p_solo)
+  )
+  SELECT 'settled', i.lane, NULL, i.epoch, i.job, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+    FROM unnest(p_lanes, p_epochs, p_jobs) AS i(lane, epoch, job)
+   WHERE NOT EXISTS (SELECT FROM turn t WHERE t.what = 'fenced' OR t.what IN ('lost', 'locked') AND t.lane = i.lane)
+   UNION ALL
+  SELECT what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, timeout_s, backoff,
+         backoff_s, idempotent
+    FROM turn
+$$;
