@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import connect, worker_options
-from archibald_pgq.store.turn import Owner, Settlement, Turn, Want
+from archibald_pgq.store.turn import Owner, Report, Settlement, Turn, Want
 
 KINDS = (
     "submit-order",
@@ -24,6 +25,14 @@ KINDS = (
     "sync-customers",
     "sync-orders",
 )
+
+COMPLETE = """
+SELECT fate
+  FROM archibald.settle(%s, ARRAY[%s]::bigint[], ARRAY[%s]::bigint[], ARRAY[NULL]::bigint[], NULL, ARRAY[%s]::bigint[],
+                        ARRAY[%s]::bigint[], ARRAY['complete'], ARRAY['1'], ARRAY[NULL]::text[], ARRAY[0]::float8[],
+                        ARRAY[0]::float8[], ARRAY[0]::float8[])
+"""
+"""Settles one job as a worker does: parameters are worker, lane, epoch, lane again, job. No row: nothing was refused."""
 
 
 class Hand:
@@ -37,8 +46,11 @@ class Hand:
         self, *settlements: tuple[ClaimedJob, Outcome], want: int = 0, look: bool = False, solo: bool = False
     ) -> Turn:
         """Take one turn."""
-        items = [Settlement(Owner(job.lane, job.epoch), job.job_id, outcome) for job, outcome in settlements]
-        return await store.take_turn(self.connection, self.worker_id, items, Want(want, want, 0), look=look, solo=solo)
+        reports = [
+            Report(Owner(job.lane, job.epoch), [Settlement(job.job_id, outcome, time.monotonic(), time.monotonic())])
+            for job, outcome in settlements
+        ]
+        return await store.take_turn(self.connection, self.worker_id, reports, Want(want, want), look=look, solo=solo)
 
     async def claim(self, want: int = 10) -> list[ClaimedJob]:
         """Claim what may run, after looking at everything."""

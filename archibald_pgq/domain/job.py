@@ -66,3 +66,5 @@ class ClaimedJob:
     policy: Policy
     saved_state: Any = None
     """What an earlier run of this sync saved."""
+    marked: bool = True
+    """Its row says that it runs. Jobs of a turn of several have mostly ended before anybody could look."""

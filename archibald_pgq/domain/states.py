@@ -16,7 +16,8 @@ class State(StrEnum):
     QUEUED = "queued"
     """Waits: for its agent, for its time (`run_after`), or for the agent's lock (`wait_reason`)."""
     RUNNING = "running"
-    """Its handler runs, in one worker, while that worker holds the agent's lock."""
+    """Its handler runs, in one worker, while that worker holds the agent's lock. A short job, which may share a turn with others, is
+    written down as running only if it still runs after 100 ms."""
     NEEDS_REVIEW = "needs_review"
     """A write that may or may not have happened; live, keeps its key, does not hold the lane. A person decides."""
     COMPLETED = "completed"

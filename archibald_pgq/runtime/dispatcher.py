@@ -1,40 +1,30 @@
 """The dispatcher: the one task of a worker that talks about jobs with the database.
 
-Owns: the direct connection on which the agents' session locks are held, the wishes of idle consumers, the outcomes not yet settled.
-Guarantees: an outcome is written once or refused by the fence, however often the connection breaks; after every failed turn the locks
-of this session are compared with what the database says is ours, both ways. Must not: run handlers.
+Owns: the wishes of idle consumers, the lanes that were taken ahead for busy ones, and what runs and is not settled yet. Guarantees: an
+outcome is written once or refused by the fence, however often the connection breaks. Must not: run handlers, or know the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import errors
 
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
-from archibald_pgq.domain.outcome import Outcome
-from archibald_pgq.runtime.executor import Run, error_text
-from archibald_pgq.runtime.lock_check import LockCheck
-from archibald_pgq.store import turn as store
-from archibald_pgq.store import workers
-from archibald_pgq.store.connect import HANGS, connect, deadline, told
-from archibald_pgq.store.turn import NOTHING, Owner, Settlement, Turn, Want
+from archibald_pgq.domain.pace import Pace
+from archibald_pgq.runtime.executor import Run, Stop
+from archibald_pgq.runtime.lane_run import LONGEST, LaneRun
+from archibald_pgq.runtime.session import POLL, SOON, FencedError, Session
+from archibald_pgq.store.turn import NOTHING, Owner, Report, Turn, Want
 
 logger = logging.getLogger(__name__)
-
-POLL = 1.0
-"""Seconds between two turns when nothing happens: what a lost notification can cost."""
-
-SOON = 0.2
-"""Seconds until a turn is repeated that met somebody's lock, or a server that is short of something."""
 
 LARGEST_AGED = 2.0
 
@@ -44,19 +34,6 @@ TICKS = 8
 Without it consumers with such handlers part into two groups, each of which waits for the other's turns: beside an agent with 200,000
 jobs other agents' jobs of 0 ms took up to 1.6 times as long (84 turns instead of 31 for 295 jobs), with it 1.0 to 1.17 times.
 """
-
-_TRANSIENT = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure, errors.QueryCanceled)
-
-_SERVER_IN_NEED = ("53", "58")
-"""Classes of SQLSTATE: a full disk, no memory, an I/O error. It says nothing about a job, so no job may fail by it."""
-
-
-def _in_need(error: psycopg.Error) -> bool:
-    return (error.sqlstate or "")[:2] in _SERVER_IN_NEED
-
-
-class FencedError(Exception):
-    """This worker's agents were given to others; it must stop everything and register anew."""
 
 
 class Dispatcher:
@@ -71,27 +48,30 @@ class Dispatcher:
         make_run: Callable[[ClaimedJob], Run],
         *,
         in_contact: Callable[[], bool],
+        consumers: int,
         max_syncs: int,
         looked: Callable[[], None],
     ) -> None:
         """Take over `connection`, on which the worker was registered.
 
-        `in_contact` says whether handlers may be started at all; `max_syncs` is how many syncs may run at once;
-        `looked` is called after a turn that may have asked a sync of ours to make room.
+        `in_contact` says whether handlers may be started at all; `consumers` is how many jobs may run at once, and `max_syncs` how many
+        of these may be syncs; `looked` is called after a turn that may have asked a sync of ours to make room.
         """
-        self.worker_id = worker_id
-        self.runs: dict[Owner, Run] = {}
+        self.runs: dict[Owner, LaneRun] = {}
         """What this worker owns and has not settled yet."""
-        self._conninfo, self._connection, self._lease, self._make_run = conninfo, connection, lease, make_run
-        self._in_contact, self._max_syncs, self._report_look = in_contact, max_syncs, looked
+        self._session = Session(conninfo, connection, worker_id, lease, runs=self.runs, unknown=self._note_unknown)
+        self._make_run, self._in_contact, self._report_look = make_run, in_contact, looked
+        self._consumers, self._max_syncs = consumers, max_syncs
+        self._pace = Pace()
         self._aged = 0.0
-        """Places that syncs which waited too long may take before all others: a quarter of one for each job claimed."""
-        self._wishes: deque[asyncio.Future[Run]] = deque()
-        self._settlements: dict[Owner, Settlement] = {}
-        self._locks = LockCheck(worker_id, lease)
-        self._patience = lease / 2
-        """Seconds that a turn gets, so that a new connection has the locks within the lease; twice as many after each one in a row
-        that took longer, so that a slow turn of a server that answers does end."""
+        """Places that syncs which waited too long may take before all others: a quarter of one for each lane claimed."""
+        self._wishes: deque[asyncio.Future[LaneRun]] = deque()
+        self._ahead: deque[LaneRun] = deque()
+        """Lanes that wait for a consumer, for 100 ms at most."""
+        self._reporting: dict[Owner, LaneRun] = {}
+        """Of `runs`, those of which there is something to write."""
+        self._orphans: dict[Owner, Report] = {}
+        """What this worker owns without knowing more of it: the answer of the turn that claimed it was lost."""
         self._solo = False
         """A job waits that runs alone, and this worker is to run it: nothing else is claimed."""
         self._alone: Owner | None = None
@@ -107,19 +87,30 @@ class Dispatcher:
 
     # -- what consumers and the other parts call; none of it waits for the database
 
-    async def next_run(self) -> Run:
-        """Wait for a job that this consumer shall run; cancelled when nothing more is claimed."""
-        wish: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+    async def next_lane(self) -> LaneRun:
+        """Wait for a lane whose jobs this consumer shall run; cancelled when nothing more is claimed."""
+        while self._ahead:
+            lane = self._ahead.popleft()
+            # Asked again: this process may have been stopped since it sent the turn, and others may have its agents by now.
+            if self._in_contact():
+                return lane
+            self._give_back(lane)
+        wish: asyncio.Future[LaneRun] = asyncio.get_running_loop().create_future()
         if not self._claiming:
             wish.cancel()
         self._wishes.append(wish)
         self._event.set()
         return await wish
 
-    def settle(self, job: ClaimedJob, outcome: Outcome) -> None:
-        """Take note of an outcome; the next turn writes it."""
-        owner = Owner(job.lane, job.epoch)
-        self._settlements[owner] = Settlement(owner, job.job_id, outcome)
+    def ended(self, lane: LaneRun) -> None:
+        """A consumer has run this lane's jobs; the next turn writes what came of them."""
+        for job, seconds in zip(lane.jobs, lane.took, strict=True):
+            self._pace.job_ended(job.kind, job.policy, seconds)
+        self._pace.lane_ended(len(lane.took), sum(lane.took))
+        self._note(lane)
+
+    def _note(self, lane: LaneRun) -> None:
+        self._reporting[lane.owner] = lane
         self._event.set()
 
     def nudge(self, *, look: bool = False) -> None:
@@ -135,9 +126,17 @@ class Dispatcher:
         """Take a turn at once, whether or not anything waits: it tells whether this worker still is one."""
         self._event.set()
 
+    def cut(self) -> None:
+        """Somebody cancelled a job or paused an agent: no lane begins a further job, and what waits for a consumer goes back."""
+        for lane in self.runs.values():
+            lane.cut()
+        while self._ahead:
+            self._give_back(self._ahead.popleft())
+
     def stop_claiming(self) -> None:
-        """Claim nothing more; consumers that wait get a CancelledError."""
+        """Claim nothing more, and begin no further job; consumers that wait get a CancelledError."""
         self._claiming = False
+        self.cut()
         while self._wishes:
             self._wishes.popleft().cancel()
         self._note_settled()
@@ -149,7 +148,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """True when everything that was claimed is settled; a turn under way may bring more."""
-        return not self.runs and not self._settlements and not self._turning
+        return not self.runs and not self._orphans and not self._turning
 
     # -- the loop
 
@@ -182,44 +181,47 @@ class Dispatcher:
         """Take one turn; return the seconds until the next one is due by itself."""
         self._event.clear()
         look = look or self._look or time.monotonic() - self._looked >= POLL
-        settlements, want = list(self._settlements.values()), self._want()
+        while self._ahead and time.monotonic() - self._ahead[0].claimed_at > LONGEST:
+            self._give_back(self._ahead.popleft())
+        reports, want = self._reports(), self._want()
         self._look = False  # now, and not after the turn: an unlock that is announced meanwhile asks for another look
         try:
-            with deadline(self._connection, self._patience, self._lose_patience):
-                turn = await store.take_turn(
-                    self._connection, self.worker_id, settlements, want, look=look, solo=self._solo
-                )
+            turn = await self._session.take_turn(reports, want, look=look, solo=self._solo)
         except psycopg.Error as error:
             self._look = self._look or look
-            return await self._after_failure(error)
+            return await self._session.mend(error, reports, self._written)
         if look:
             self._looked = time.monotonic()
             if self._running_syncs():
                 self._report_look()  # and not only by a notification: where none arrives, a write waits for one poll and no longer
-        self._patience = self._lease / 2
         if want.jobs:
             self._note_solo(turn)
-        self._aged = min(self._aged - (want.aged if turn.claimed else 0) + len(turn.claimed) / 4, LARGEST_AGED)
-        self._apply(turn)
-        if self._locks.incomplete:
-            await self._mend_locks()
+        self._written(reports, turn)
+        self._say(turn)
+        lanes = [list(jobs) for _, jobs in itertools.groupby(turn.claimed, key=lambda job: job.lane)]
+        self._aged = min(self._aged - (want.aged if lanes else 0) + len(lanes) / 4, LARGEST_AGED)
+        for jobs in lanes:
+            self._hand_out(jobs)
+        await self._session.take_missing_locks()
         if turn.locked:
             return SOON
-        return POLL if turn.next_in is None else min(max(turn.next_in, 0.005), POLL)
+        pause = POLL if turn.next_in is None else min(max(turn.next_in, 0.005), POLL)
+        return min(pause, LONGEST) if self._ahead else pause
+
+    def _reports(self) -> list[Report]:
+        reports = [report for lane in self._reporting.values() if (report := lane.report()) is not None]
+        return reports + list(self._orphans.values())
 
     def _want(self) -> Want:
         while self._wishes and self._wishes[0].done():
             self._wishes.popleft()
-        alone = self._alone in self.runs and self._alone not in self._settlements
+        alone = self._alone in self.runs and not self.runs[self._alone].ended.is_set()
         if not self._claiming or not self._in_contact() or alone:
             return NOTHING
         jobs = sum(not wish.done() for wish in self._wishes)
-        return Want(jobs, max(0, self._max_syncs - self._running_syncs()), int(self._aged))
-
-    def _lose_patience(self) -> None:
-        """A turn took too long, and its connection is cut: a new one ends the old backend and takes its locks."""
-        logger.warning("a turn got no answer for %.1f s: its connection is given up", self._patience)
-        self._patience = min(2 * self._patience, HANGS + self._lease)
+        short = self._pace.short()
+        ahead = max(0, self._pace.ahead(self._consumers) - len(self._ahead)) if short and not self._solo else 0
+        return Want(jobs, max(0, self._max_syncs - self._running_syncs()), int(self._aged), ahead, short)
 
     def _note_solo(self, turn: Turn) -> None:
         if turn.solo and not self._solo:
@@ -232,21 +234,37 @@ class Dispatcher:
 
     def _running_syncs(self) -> int:
         """How many syncs run, without those whose outcome goes out with the next turn."""
-        return sum(
-            run.job.policy.job_class is JobClass.SYNC
-            for owner, run in self.runs.items()
-            if owner not in self._settlements
-        )
+        return sum(lane.job.policy.job_class is JobClass.SYNC for lane in self.runs.values() if not lane.ended.is_set())
 
-    def _apply(self, turn: Turn) -> None:
+    def _written(self, reports: Iterable[Report], turn: Turn) -> None:
+        """Note what the database made of these reports."""
         if turn.fenced:
             raise FencedError
-        for owner in turn.lost:
-            logger.warning("an outcome was refused: job %d is no longer this worker's", self._settlements[owner].job_id)
-        for owner in turn.settled + turn.lost:
-            del self._settlements[owner]
-            self.runs.pop(owner, None)
-            self._locks.settled(owner)
+        refused = set(turn.lost)
+        held = set(turn.locked)
+        for report in reports:
+            owner = report.owner
+            if owner in held:
+                continue
+            if owner in refused:
+                for item in report.settlements:
+                    logger.warning("an outcome was refused: job %d is no longer this worker's", item.job_id)
+            lane = self.runs.get(owner)
+            if lane is None:
+                self._orphans.pop(owner, None)
+            elif lane.written(report):
+                del self.runs[owner], self._reporting[owner]
+            elif owner in refused:
+                lane.stop(Stop.FENCE)
+            elif not lane.ended.is_set():
+                del self._reporting[owner]
+            if owner not in self.runs:
+                self._session.freed(owner)
+        for owner in turn.unwanted:
+            if owner in self.runs:
+                self.runs[owner].stop(Stop.CANCEL)
+
+    def _say(self, turn: Turn) -> None:
         for requeued in turn.requeued:
             logger.info(
                 "Re-enqueueing %s for %s (attempt %d, delay %dms)",
@@ -259,96 +277,28 @@ class Dispatcher:
             logger.error(
                 "the lane of %s is ready while a job of it is marked running; it is set aside for 30 s", user_id
             )
-        for job in turn.claimed:
-            self._hand_out(job)
 
-    def _hand_out(self, job: ClaimedJob) -> None:
-        # Asked again: this process may have been stopped since it sent the turn, and others may have its agents by now.
+    def _hand_out(self, jobs: Sequence[ClaimedJob]) -> None:
+        lane = LaneRun(jobs, self._make_run, self._note)
+        self.runs[lane.owner] = lane
         while self._wishes and self._in_contact():
             wish = self._wishes.popleft()
             if not wish.done():
-                self.runs[Owner(job.lane, job.epoch)] = run = self._make_run(job)
-                wish.set_result(run)
+                wish.set_result(lane)
                 return
-        self.settle(job, Outcome.gone_back())  # no consumer is left for it, or no contact; the handler never started
+        if self._claiming and self._in_contact() and not jobs[0].marked:
+            self._ahead.append(lane)
+        else:
+            self._give_back(lane)  # no consumer is left for it, or no contact; no handler started
 
-    # -- when a turn fails
+    def _give_back(self, lane: LaneRun) -> None:
+        lane.give_back()
+        self._note(lane)
 
-    async def _after_failure(self, error: psycopg.Error) -> float:
-        if self._connection.closed or isinstance(error, errors.AdminShutdown | errors.CrashShutdown):
-            await self._reconnect(error)
-            return 0.0
-        await self._mend_locks()
-        if isinstance(error, _TRANSIENT):
-            logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
-            return SOON * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret
-        if _in_need(error):
-            logger.warning("the server is in need, and the turn is repeated until it is not: %s", told(error))
-            return POLL
-        await self._one_by_one(error)
-        await asyncio.sleep(SOON)  # whatever is wrong, it must not be tried in a tight loop
-        return 0.0
-
-    async def _one_by_one(self, cause: psycopg.Error) -> None:
-        """Repeat a failed turn item by item; an item that fails alone fails its job, with that error."""
-        settlements = list(self._settlements.values())
-        logger.error("a turn of %d outcomes failed and is repeated one by one: %s", len(settlements), told(cause))
-        for item in settlements:
-            try:
-                with deadline(self._connection, self._patience, self._lose_patience):
-                    turn = await store.take_turn(
-                        self._connection, self.worker_id, [item], NOTHING, look=False, solo=False
-                    )
-                self._apply(turn)
-            except psycopg.Error as error:
-                if self._connection.closed:
-                    return
-                if isinstance(error, _TRANSIENT) or _in_need(error):
-                    continue  # it stays among the settlements
-                failed = Outcome.failed(f"its outcome could not be written: {error_text(error)}")
-                self._settlements[item.owner] = Settlement(item.owner, item.job_id, failed)
-        await self._mend_locks()
-
-    async def _reconnect(self, cause: psycopg.Error) -> None:
-        """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease)."""
-        logger.warning("the dispatcher lost its connection and reconnects: %s", told(cause))
-        pause = 0.05
-        while True:
-            await self._connection.close()
-            try:
-                self._connection = await connect(self._conninfo)
-                with deadline(self._connection, self._lease):
-                    if not await workers.move(self._connection, self.worker_id):
-                        raise FencedError
-                await self._compare_locks()
-            except psycopg.Error as error:
-                logger.info("the dispatcher cannot reconnect yet: %s", type(error).__name__)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
-                pause = min(pause * 2, 2.0)
-            else:
-                logger.info("the dispatcher is connected again; %d jobs go on", len(self.runs))
-                return
-
-    async def _mend_locks(self) -> None:
-        """Compare the locks; where that fails too, a new session takes them all again."""
-        try:
-            await self._compare_locks()
-        except psycopg.Error as error:
-            await self._reconnect(error)
-
-    async def _compare_locks(self) -> None:
-        with deadline(self._connection, self._lease):
-            unknown = await self._locks.compare(self._connection, self.runs)
-        for settlement in unknown:
-            self._settlements.setdefault(settlement.owner, settlement)
-            self._event.set()
+    def _note_unknown(self, report: Report) -> None:
+        self._orphans.setdefault(report.owner, report)
+        self._event.set()
 
     async def close(self) -> None:
         """Say goodbye if everything is settled, and close the connection: the session's locks end with it."""
-        try:
-            if self.idle:
-                await workers.stop(self._connection, self.worker_id)
-        except psycopg.Error as error:
-            logger.info("the database could not be told goodbye: %s", type(error).__name__)
-        finally:
-            await self._connection.close()
+        await self._session.close(goodbye=self.idle)

@@ -14,9 +14,10 @@ from typing import Any
 import psycopg
 
 from archibald_pgq.domain.outcome import Outcome
-from archibald_pgq.runtime.executor import Run, Stop
+from archibald_pgq.runtime.executor import Stop
+from archibald_pgq.runtime.lane_run import LaneRun
 from archibald_pgq.store import turn as store
-from archibald_pgq.store.turn import Owner, Settlement
+from archibald_pgq.store.turn import Owner, Report, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +41,20 @@ class LockCheck:
         self._untaken.pop(owner, None)
 
     async def compare(
-        self, connection: psycopg.AsyncConnection[tuple[Any, ...]], runs: Mapping[Owner, Run]
-    ) -> list[Settlement]:
-        """Compare both ways, and mend; return what must be settled for lanes of which nothing is known here.
+        self, connection: psycopg.AsyncConnection[tuple[Any, ...]], runs: Mapping[Owner, LaneRun]
+    ) -> list[Report]:
+        """Compare both ways, and mend; return what must be written for lanes of which nothing is known here.
 
         They were claimed by a turn whose reply was lost: no handler started, so they go back.
         """
         owned = await store.owned_lanes(connection, self._worker_id)
         await store.drop_stray_locks(connection, self._worker_id)
         now = time.monotonic()
-        unknown: list[Settlement] = []
+        unknown: list[Report] = []
         for lane in owned:
             run = runs.get(lane.owner)
             if run is None:
-                unknown += [Settlement(lane.owner, job_id, Outcome.gone_back()) for job_id in lane.job_ids[:1]]
+                unknown.append(Report(lane.owner, [Settlement(job_id, Outcome.gone_back()) for job_id in lane.job_ids]))
             elif lane.locked:
                 self._untaken.pop(lane.owner, None)
             elif now > self._untaken.setdefault(lane.owner, now + self._lease) and run.reason is not Stop.FENCE:

@@ -71,6 +71,7 @@ class Registration:
             settings.lease,
             self._make_run,
             in_contact=lambda: self.heartbeat.in_contact,
+            consumers=settings.worker_concurrency,
             max_syncs=settings.max_syncs,
             looked=self._maintenance.look_for_requests,
         )
@@ -147,13 +148,14 @@ class Registration:
         return 0
 
     async def _consume(self) -> None:
-        """One consumer: a job at a time, until nothing more is claimed."""
+        """One consumer: a lane at a time, and of it a job at a time, until nothing more is claimed."""
         while True:
             try:
-                run = await self._dispatcher.next_run()
+                lane = await self._dispatcher.next_lane()
             except asyncio.CancelledError:
                 return
-            self._dispatcher.settle(run.job, await run.execute())
+            await lane.execute()
+            self._dispatcher.ended(lane)
 
     def _make_run(self, job: ClaimedJob) -> Run:
         async def write_progress(job_id: int, percent: int, label: str | None) -> None:
@@ -194,8 +196,10 @@ class Registration:
                 run.need_not_make_room()
 
     def _heard(self, text: str) -> None:
-        if text not in {"cancel", "preempt"}:
+        if text not in {"cancel", "pause", "preempt"}:
             self._dispatcher.nudge(look=text != "wake")
+        if text in {"cancel", "pause"}:
+            self._dispatcher.cut()
         if text in {"cancel", "preempt", "connected"}:
             self._maintenance.look_for_requests()
 

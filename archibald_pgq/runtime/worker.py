@@ -15,9 +15,9 @@ import psycopg
 from archibald_pgq.config import Settings
 from archibald_pgq.errors import DatabaseError, SchemaError
 from archibald_pgq.runtime import witness
-from archibald_pgq.runtime.dispatcher import FencedError
 from archibald_pgq.runtime.registration import Registration
 from archibald_pgq.runtime.registry import Registry
+from archibald_pgq.runtime.session import FencedError
 from archibald_pgq.store import migrations, workers
 from archibald_pgq.store.client import Client
 from archibald_pgq.store.connect import connect, unreachable, worker_options

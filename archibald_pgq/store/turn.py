@@ -5,7 +5,8 @@ Owns: the call of `archibald.turn` and the reading of its rows. Must not: decide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,9 +21,8 @@ from archibald_pgq.domain.outcome import Outcome
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 _TURN = """
-SELECT * FROM archibald.turn(%(worker)s, %(lanes)s::bigint[], %(epochs)s::bigint[], %(jobs)s::bigint[], %(events)s::text[],
-                             %(results)s::text[], %(errors)s::text[], %(delays)s::double precision[],
-                             %(jobs_wanted)s, %(syncs_wanted)s, %(aged_wanted)s, %(look)s, %(solo)s)
+SELECT * FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::float8[], %s::bigint[], %s::bigint[], %s::text[], %s::text[],
+                             %s::text[], %s::float8[], %s::float8[], %s::float8[], %s, %s, %s, %s, %s::text[], %s::integer[], %s, %s)
 """
 _RETAKE = "SELECT lane, epoch, jobs, got FROM archibald.retake(%s)"
 _DROP_STRAY = "SELECT archibald.drop_stray_locks(%s)"
@@ -35,27 +35,48 @@ class Owner(NamedTuple):
     epoch: int
 
 
-class Want(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Want:
     """What a worker could start now."""
 
-    jobs: int
-    """In all."""
-    syncs: int
+    jobs: int = 0
+    """Lanes for consumers that are free."""
+    syncs: int = 0
     """Of these, syncs at most."""
-    aged: int
+    aged: int = 0
     """Of these, syncs that waited too long and go before all others."""
+    ahead: int = 0
+    """Lanes for consumers that will be free in a moment."""
+    short: Mapping[str, int] = field(default_factory=dict)
+    """Kinds of which a lane may bring several jobs, and how many."""
 
 
-NOTHING = Want(0, 0, 0)
+NOTHING = Want()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settlement:
-    """An outcome with what proves that it is this worker's to write: lane, epoch and job."""
+    """An outcome to be written, and when its job began and ended (monotonic seconds; None: it never began)."""
 
-    owner: Owner
     job_id: int
     outcome: Outcome
+    began: float | None = None
+    ended: float | None = None
+
+
+class Mark(NamedTuple):
+    """A job that goes on and is to be marked running, and when it began (monotonic seconds)."""
+
+    job_id: int
+    began: float
+
+
+class Report(NamedTuple):
+    """What is to be written of one ownership: it proves that this is the worker's to write."""
+
+    owner: Owner
+    settlements: list[Settlement]
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +97,12 @@ class Turn:
 
     claimed: list[ClaimedJob] = field(default_factory=list)
     requeued: list[Requeued] = field(default_factory=list)
-    settled: list[Owner] = field(default_factory=list)
     lost: list[Owner] = field(default_factory=list)
-    """Refused: no longer this worker's."""
+    """Refused: no longer this worker's. What was reported and is neither lost nor locked is written."""
     locked: list[Owner] = field(default_factory=list)
     """Not written, because a caller holds the row; to be repeated."""
+    unwanted: list[Owner] = field(default_factory=list)
+    """Somebody asked to cancel the job that was marked."""
     contradictions: list[str] = field(default_factory=list)
     next_in: float | None = None
     """Seconds until something becomes due that no notification announces."""
@@ -99,42 +121,47 @@ class Owned:
 
 
 async def take_turn(
-    connection: Connection,
-    worker_id: int,
-    settlements: Sequence[Settlement],
-    want: Want,
-    *,
-    look: bool,
-    solo: bool = False,
+    connection: Connection, worker_id: int, reports: Sequence[Report], want: Want, *, look: bool, solo: bool = False
 ) -> Turn:
-    """Settle `settlements` and claim what is wanted; `look`: look again at doubts, pauses, foreign locks and writes that wait for a sync.
+    """Write `reports` and claim what is wanted; `look`: look again at doubts, pauses, foreign locks and writes that wait for a sync.
 
     `solo`: the last answer to a wish was `solo`.
 
     Raises:
         psycopg.Error: nothing of this turn was written (or, when the connection broke, perhaps all of it: see `owned_lanes`).
     """
+    now = time.monotonic()
+    items = [(report.owner.lane, item) for report in reports for item in report.settlements]
+    marks = [report.mark for report in reports]
     turn = Turn()
     async with connection.cursor(row_factory=namedtuple_row) as cursor:
         await cursor.execute(
             _TURN,
-            {
-                "worker": worker_id,
-                "lanes": [s.owner.lane for s in settlements],
-                "epochs": [s.owner.epoch for s in settlements],
-                "jobs": [s.job_id for s in settlements],
-                "events": [s.outcome.event.value for s in settlements],
-                "results": [s.outcome.result for s in settlements],
-                "errors": [s.outcome.error for s in settlements],
-                "delays": [s.outcome.delay for s in settlements],
-                "jobs_wanted": want.jobs,
-                "syncs_wanted": want.syncs,
-                "aged_wanted": want.aged,
-                "look": look,
-                "solo": solo,
-            },
+            (
+                worker_id,
+                [report.owner.lane for report in reports],
+                [report.owner.epoch for report in reports],
+                [mark and mark.job_id for mark in marks],
+                [mark and now - mark.began for mark in marks],
+                [lane for lane, _ in items],
+                [item.job_id for _, item in items],
+                [item.outcome.event.value for _, item in items],
+                [item.outcome.result for _, item in items],
+                [item.outcome.error for _, item in items],
+                [item.outcome.delay for _, item in items],
+                [None if item.began is None else now - item.began for _, item in items],
+                [None if item.ended is None else now - item.ended for _, item in items],
+                want.jobs,
+                want.syncs,
+                want.aged,
+                want.ahead,
+                list(want.short),
+                list(want.short.values()),
+                look,
+                solo,
+            ),
         )
-        async for row in cursor:
+        for row in await cursor.fetchall():
             _read(row, turn)
     return turn
 
@@ -156,16 +183,17 @@ def _read(row: Any, turn: Turn) -> None:
                     row.payload,
                     policy,
                     row.saved_state,
+                    row.marked,
                 )
             )
         case "requeued":
             turn.requeued.append(Requeued(row.user_id, row.kind, row.job, row.requeue_count, row.delay_s))
-        case "settled":
-            turn.settled.append(Owner(row.lane, row.epoch))
         case "lost":
             turn.lost.append(Owner(row.lane, row.epoch))
         case "locked":
             turn.locked.append(Owner(row.lane, row.epoch))
+        case "stop":
+            turn.unwanted.append(Owner(row.lane, row.epoch))
         case "contradiction":
             turn.contradictions.append(row.user_id)
         case "next":

@@ -17,7 +17,7 @@ from archibald_pgq.runtime.heartbeat import Heartbeat
 from archibald_pgq.runtime.lock_check import LockCheck
 from archibald_pgq.runtime.registration import Registration
 from archibald_pgq.store import workers
-from archibald_pgq.store.turn import Settlement
+from archibald_pgq.store.turn import Report
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _know_nothing() -> None:
     async def moved(*_: object) -> bool:
         return True
 
-    async def compared(*_: object) -> list[Settlement]:
+    async def compared(*_: object) -> list[Report]:
         return []
 
     _watch_off()
@@ -110,7 +110,7 @@ _ALL = (
         "a worker that was overtaken and does not know it goes on, and what it writes is not refused",
         "wrote the end",
         (
-            Edit("settle", " AND a.worker_id = p_worker AND a.epoch = item.epoch", ""),
+            Edit("settle", " AND a.worker_id = p_worker AND a.epoch = i.epoch", ""),
             Edit("turn", "w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE", "w.id = p_worker FOR KEY SHARE"),
         ),
         patch=_know_nothing,

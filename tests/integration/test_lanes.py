@@ -16,7 +16,7 @@ from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import connect, worker_options
-from tests.hand import Hand, hand
+from tests.hand import COMPLETE, Hand, hand
 from tests.support import PATIENCE, Look, looking
 
 ENQUEUE = "SELECT archibald.enqueue(%s, %s)"
@@ -160,8 +160,7 @@ async def test_every_job_runs_while_many_enqueue_and_several_workers_run_at_full
             todo: list[Any] = []
             while not ended.is_set() or todo:
                 turn = await worker.turn(*todo, want=10 - len(todo), look=True)
-                gone = {*turn.settled, *turn.lost}
-                todo = [item for item in todo if store.Owner(item[0].lane, item[0].epoch) not in gone]
+                todo = [item for item in todo if store.Owner(item[0].lane, item[0].epoch) in turn.locked]
                 for job in turn.claimed:
                     again = job.epoch % 4 == 0 and job.attempt < job.max_attempts
                     todo.append((job, Outcome.retry("again", 0.02) if again else Outcome.completed("1")))
@@ -192,7 +191,7 @@ async def test_a_row_that_a_caller_holds_delays_only_itself(look: Look, database
             await caller.rows(f"SELECT FROM archibald.{table} WHERE user_id = 'alice' FOR UPDATE")
             turn = await worker.turn((alice, Outcome.completed("1")), (bob, Outcome.completed("1")), want=10, look=True)
             assert [owner.lane for owner in turn.locked] == [alice.lane]
-            assert [owner.lane for owner in turn.settled] == [bob.lane]
+            assert turn.lost == []
             assert [job.user_id for job in turn.claimed] == ["bob"]
             await worker.settle(turn.claimed[0])
         await worker.settle(alice)
@@ -407,17 +406,7 @@ async def test_a_kind_that_only_another_live_worker_handles_is_left_to_it(look: 
             await look.rows("UPDATE archibald.jobs SET priority = 0 WHERE id = %s", edit)
         await look.rows(BEAT_IS_OLD, other.worker_id)
         (lane,) = await look.rows("SELECT id, epoch FROM archibald.agents WHERE user_id = 'alice'")
-        await look.rows(
-            "SELECT FROM archibald.settle(%s, %s, %s, %s, %s, %s, %s, %s)",
-            worker.worker_id,
-            [lane[0]],
-            [lane[1]],
-            [submit],
-            ["complete"],
-            ["1"],
-            [None],
-            [0.0],
-        )
+        await look.rows(COMPLETE, worker.worker_id, lane[0], lane[1], lane[0], submit)
         assert (await worker.claim_one()).job_id == edit  # nobody alive handles it: it shall fail
 
 
@@ -432,7 +421,8 @@ async def test_a_job_that_was_asked_to_stop_does_not_go_back_into_the_queue(
         job_id = await look.value(ENQUEUE, "alice", "sync-orders")
         job = await worker.claim_one()
         assert await look.value("SELECT archibald.cancel_job(%s)", job_id) == "requested"
-        assert len((await worker.settle(job, outcome)).settled) == 1
+        turn = await worker.settle(job, outcome)
+        assert (turn.lost, turn.locked) == ([], [])
         assert await look.job(job_id, "state") == ("cancelled",)
         assert await drain(worker, look) == 0
 
@@ -579,8 +569,7 @@ async def test_what_becomes_of_the_job_of_a_lost_worker(
         # what the lost worker still has to say about it changes nothing, whoever says it
         row = "SELECT * FROM archibald.all_jobs"
         before = await look.rows(row)
-        settle = "SELECT fate FROM archibald.settle(%s, %s, %s, %s, ARRAY['complete'], ARRAY['1'], ARRAY[NULL]::text[], ARRAY[0]::float8[])"
-        assert await look.value(settle, silent.worker_id, [job.lane], [job.epoch], [job_id]) == "lost"
+        assert await look.value(COMPLETE, silent.worker_id, job.lane, job.epoch, job.lane, job_id) == "lost"
         assert await look.rows(row) == before
 
 

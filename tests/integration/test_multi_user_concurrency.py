@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from archibald_pgq import Archibald, JobContext
 from archibald_pgq.domain.backoff import requeue_delay
 from archibald_pgq.runtime.context import JobContext as RuntimeContext
+from tests.hand import COMPLETE
 from tests.support import Look, Stage, looking, working
 
 
@@ -282,16 +283,12 @@ async def test_a_release_by_anyone_but_the_owner_does_nothing(app: Archibald, lo
     async with working(app):
         await stage.until_started(1)
         ((lane, epoch, worker),) = await look.rows("SELECT id, epoch, worker_id FROM archibald.agents")
-        settle = (
-            "SELECT fate FROM archibald.settle(%s, ARRAY[%s]::bigint[], ARRAY[%s]::bigint[], ARRAY[%s]::bigint[], "
-            "ARRAY['complete'], ARRAY['1'], ARRAY[NULL]::text[], ARRAY[0]::float8[])"
-        )
-        for who in (
-            (worker + 1, lane, epoch, job.id),
-            (worker, lane, epoch - 1, job.id),
-            (worker, lane, epoch, job.id + 1),
+        for who, fates in (
+            ((worker + 1, lane, epoch, lane, job.id), [("lost",)]),
+            ((worker, lane, epoch - 1, lane, job.id), [("lost",)]),
+            ((worker, lane, epoch, lane, job.id + 1), []),  # the lane is its own, the job is not of its turn
         ):
-            assert await look.value(settle, *who) == "lost"
+            assert await look.rows(COMPLETE, *who) == fates
         assert await look.job(job.id, "state") == ("running",)
         assert await look.value("SELECT state FROM archibald.agents") == "running"
         assert await look.value("SELECT archibald.unlock_agent('alice')") is False

@@ -188,7 +188,7 @@ REFUSED_TO_ENQUEUERS = [
     "SELECT archibald.resume_agent('alice')",
     "SELECT archibald.drop_history_partitions(1)",
     "SELECT archibald.make_history_partitions(1)",
-    "SELECT archibald.settle(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}')",
+    "SELECT archibald.settle(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')",
     "SELECT archibald.turn(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, 1, 1, true)",
     "SELECT setval('archibald.jobs_id_seq', 1)",
 ]

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from archibald_pgq.domain.states import TERMINAL, Event, State, after
 from archibald_pgq.store.connect import worker_options
+from tests.hand import COMPLETE
 
 USERS = ("alice", "bob")
 KINDS = {  # class, priority, attempts
@@ -542,11 +543,7 @@ class QueueModel(RuleBasedStateMachine):
     @invariant()
     def what_was_settled_or_lost_cannot_be_settled_again(self) -> None:
         for owner, claim in self.old[-4:]:
-            row = self.look.execute(
-                "SELECT fate FROM archibald.settle(%s, %s, %s, %s, ARRAY['complete'], "
-                "ARRAY[NULL]::text[], ARRAY[NULL]::text[], ARRAY[0]::float8[])",
-                (owner, [claim.lane], [claim.epoch], [claim.job.id]),
-            ).fetchone()
+            row = self.look.execute(COMPLETE, (owner, claim.lane, claim.epoch, claim.lane, claim.job.id)).fetchone()
             assert row == ("lost",)
 
     @rule(n=st.integers(0, 1), limit=st.integers(1, 3))

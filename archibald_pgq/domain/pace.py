@@ -1,0 +1,63 @@
+"""How much a worker takes at once, from how long its jobs took: many short ones share a round trip, long ones move one at a time.
+
+Owns: the averages. Must not: know the database or the event loop.
+"""
+
+from __future__ import annotations
+
+from archibald_pgq.domain.operations import JobClass, Policy
+
+TURN = 0.05
+"""Seconds of work that one turn of a lane may bring, and that each consumer may have waiting."""
+
+LARGEST = 50
+"""Jobs that one turn of a lane may have, and lanes that may be taken ahead of free consumers."""
+
+AT_HAND = 500
+"""Jobs that may wait for consumers: more would make turns long, for which other jobs wait."""
+
+_WEIGHT = 0.2
+"""Of the newest duration in an average."""
+
+
+class Pace:
+    """What one worker has learned about its jobs."""
+
+    def __init__(self) -> None:
+        """Begin with nothing known: every job comes alone."""
+        self._seconds: dict[str, float] = {}
+        self._lane_seconds: float | None = None
+        self._lane_jobs = 1.0
+
+    def job_ended(self, kind: str, policy: Policy, seconds: float) -> None:
+        """Learn from a job's run.
+
+        Only of kinds of which several may share a turn: not a write that must not run twice, because after a crash the whole turn counts
+        as possibly run, and not a sync, because requests for it merge with what is queued, and a turn's later jobs are.
+        """
+        if policy.repeatable and policy.job_class is not JobClass.SYNC:
+            known = self._seconds.get(kind, seconds)
+            self._seconds[kind] = known + _WEIGHT * (seconds - known)
+
+    def lane_ended(self, jobs: int, seconds: float) -> None:
+        """Learn from a lane's turn: how many jobs it had, and how long it took."""
+        known = seconds if self._lane_seconds is None else self._lane_seconds
+        self._lane_seconds = known + _WEIGHT * (seconds - known)
+        self._lane_jobs += _WEIGHT * (jobs - self._lane_jobs)
+
+    def short(self) -> dict[str, int]:
+        """Return the kinds of which a turn may have several jobs, and how many: as many as run in 50 ms, 50 at most."""
+        several = {kind: jobs_for(seconds) for kind, seconds in self._seconds.items()}
+        return {kind: jobs for kind, jobs in several.items() if jobs > 1}
+
+    def ahead(self, consumers: int) -> int:
+        """Return how many lanes may wait for `consumers` that are busy: what keeps them so for 50 ms."""
+        if self._lane_seconds is None:
+            return 0
+        lanes = min(consumers * TURN / max(self._lane_seconds, 1e-6), AT_HAND / self._lane_jobs, LARGEST)
+        return int(lanes)
+
+
+def jobs_for(seconds: float) -> int:
+    """Return how many jobs of an average of `seconds` fit into a turn: 1 to 50."""
+    return max(1, min(LARGEST, int(TURN / seconds))) if seconds > 0 else LARGEST

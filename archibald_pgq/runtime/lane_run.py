@@ -1,0 +1,144 @@
+"""One turn of one lane: the jobs of one agent that were claimed together, run one after the other.
+
+Owns: which of them runs, what came of those that ran, and what the database does not know of it yet. Guarantees: never two at once; once it
+is told to stop, or its time is over, no further job begins and the rest goes back. Must not: talk to the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.domain.states import Event
+from archibald_pgq.runtime.executor import Run, Stop
+from archibald_pgq.store.turn import Mark, Owner, Report, Settlement
+
+LONGEST = 0.1
+"""Seconds after which a turn of a lane begins no further job, and one that was taken ahead and has not begun goes back. A job that runs by
+then is marked running."""
+
+
+class LaneRun:
+    """The jobs of one ownership of one lane, in their order."""
+
+    def __init__(
+        self, jobs: Sequence[ClaimedJob], make_run: Callable[[ClaimedJob], Run], report: Callable[[LaneRun], None]
+    ) -> None:
+        """Prepare; `report` is called when there is something to write before the end."""
+        self.owner = Owner(jobs[0].lane, jobs[0].epoch)
+        self.jobs = jobs
+        self.job = jobs[0]
+        """The job that runs, or that ran last."""
+        self.claimed_at = time.monotonic()
+        self.took: list[float] = []
+        """Seconds that each of the jobs took, as far as they ran."""
+        self.ended = asyncio.Event()
+        """Set when no handler code runs any more and none will."""
+        self._make_run, self._report = make_run, report
+        self._run: Run | None = None
+        self._reason: Stop | None = None
+        self._began = self.claimed_at
+        self._marked = jobs[0].marked
+        self._mark: Mark | None = None
+        self._cut = False
+        self._unwritten: list[Settlement] = []
+
+    # -- running
+
+    async def execute(self) -> None:
+        """Run the jobs; those that do not begin go back."""
+        timer = None
+        self._began = time.monotonic()
+        if not self._marked:
+            timer = asyncio.get_running_loop().call_later(LONGEST, self._time_is_over)
+        done = 0
+        for job in self.jobs:
+            if self._cut or (done and time.monotonic() - self._began > LONGEST):
+                break
+            self.job = job
+            self._run = run = self._make_run(job)
+            if self._reason is not None:  # told to stop before it began
+                run.stop(self._reason)
+            began = time.monotonic()
+            outcome = await run.execute()
+            ended = time.monotonic()
+            self._unwritten.append(Settlement(job.job_id, outcome, began, ended))
+            self.took.append(ended - began)
+            done += 1
+            if outcome.event not in (Event.COMPLETE, Event.FAIL):
+                break  # it keeps its place before the others
+        if timer is not None:
+            timer.cancel()
+        self._end(done)
+
+    def give_back(self) -> None:
+        """End it before it began: no consumer is left for it, or no contact, or its time is over."""
+        self._end(0)
+
+    def _end(self, done: int) -> None:
+        if not self.ended.is_set():
+            self._unwritten += [Settlement(job.job_id, Outcome.gone_back()) for job in self.jobs[done:]]
+            self.jobs = self.jobs[:done]
+            self.ended.set()
+
+    def _time_is_over(self) -> None:
+        """What still runs now is marked running, and what would have come after it goes back at once."""
+        if not self.ended.is_set():
+            place = self.jobs.index(self.job)
+            self._unwritten += [Settlement(job.job_id, Outcome.gone_back()) for job in self.jobs[place + 1 :]]
+            self.jobs = self.jobs[: place + 1]
+            self._mark = Mark(self.job.job_id, time.monotonic())
+            self._report(self)
+
+    # -- being stopped
+
+    @property
+    def reason(self) -> Stop | None:
+        """Why it was told to stop."""
+        return self._reason if self._run is None else self._run.reason
+
+    @property
+    def active(self) -> bool:
+        """True while handler code may run."""
+        return self._run is not None and self._run.active
+
+    def cut(self) -> None:
+        """Begin no further job; the one that runs goes on."""
+        self._cut = True
+
+    def stop(self, reason: Stop) -> None:
+        """Tell the job that runs to stop, and begin no further one."""
+        self._cut = self._run is not None
+        if self._run is not None:
+            self._run.stop(reason)
+        elif self._reason is None or reason is Stop.FENCE:
+            self._reason = reason
+
+    def make_room(self, by: str) -> None:
+        """Ask a sync to stop for a write of its agent, which `by` names."""
+        if self._run is not None:
+            self._run.make_room(by)
+
+    def need_not_make_room(self) -> None:
+        """The write does not wait any more."""
+        if self._run is not None:
+            self._run.need_not_make_room()
+
+    # -- what is to be written
+
+    def report(self) -> Report | None:
+        """Return what the database is to be told now, if anything: all outcomes at the end, and before it when a job is to be marked."""
+        if not self.ended.is_set() and self._mark is None:
+            return None
+        mark = None if self.ended.is_set() else self._mark
+        return Report(self.owner, list(self._unwritten), mark)
+
+    def written(self, report: Report) -> bool:
+        """This report was written; return True if with it all is told and the lane is free."""
+        del self._unwritten[: len(report.settlements)]
+        if report.mark is not None:
+            self._mark = None
+        return self.ended.is_set() and not self._unwritten

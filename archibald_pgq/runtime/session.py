@@ -1,0 +1,191 @@
+"""The worker's session: its one direct connection, on which the agents' locks are held and turns are taken.
+
+Owns: the connection, and what is done when a turn fails or the connection breaks. Guarantees: a session that was lost is replaced, however
+long it takes, while handlers go on (the heartbeat watches the lease); after every failed turn the locks of the session are compared with
+what the database says is ours, both ways. Must not: decide what a turn is about, or know what runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.runtime.executor import error_text
+from archibald_pgq.runtime.lane_run import LaneRun
+from archibald_pgq.runtime.lock_check import LockCheck
+from archibald_pgq.store import turn as store
+from archibald_pgq.store import workers
+from archibald_pgq.store.connect import HANGS, connect, deadline, told
+from archibald_pgq.store.turn import NOTHING, Owner, Report, Turn, Want
+
+logger = logging.getLogger(__name__)
+
+SOON = 0.2
+"""Seconds until a turn is repeated that met somebody's lock, or a server that is short of something."""
+
+POLL = 1.0
+"""Seconds between two turns when nothing happens: what a lost notification can cost."""
+
+_TRANSIENT = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure, errors.QueryCanceled)
+
+_SERVER_IN_NEED = ("53", "58")
+"""Classes of SQLSTATE: a full disk, no memory, an I/O error. It says nothing about a job, so no job may fail by it."""
+
+
+class FencedError(Exception):
+    """This worker's agents were given to others; it must stop everything and register anew."""
+
+
+class Session:
+    """Of one registered worker."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        connection: psycopg.AsyncConnection[tuple[Any, ...]],
+        worker_id: int,
+        lease: float,
+        *,
+        runs: Mapping[Owner, LaneRun],
+        unknown: Callable[[Report], None],
+    ) -> None:
+        """Take over `connection`, on which the worker was registered.
+
+        `runs` is what this worker owns, as far as it knows; `unknown` is called for what it owns by the database's word alone, with what
+        is to be written of it.
+        """
+        self._conninfo, self._connection, self._worker_id, self._lease = conninfo, connection, worker_id, lease
+        self._runs, self._unknown = runs, unknown
+        self._locks = LockCheck(worker_id, lease)
+        self._patience = lease / 2
+        """Seconds that a turn gets, so that a new connection has the locks within the lease; twice as many after each one in a row
+        that took longer, so that a slow turn of a server that answers does end."""
+
+    async def take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Turn:
+        """Take one turn.
+
+        Raises:
+            psycopg.Error: to be given to `mend`.
+        """
+        turn = await self._take_turn(reports, want, look=look, solo=solo)
+        self._patience = self._lease / 2
+        return turn
+
+    async def _take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Turn:
+        with deadline(self._connection, self._patience, self._lose_patience):
+            return await store.take_turn(self._connection, self._worker_id, reports, want, look=look, solo=solo)
+
+    def _lose_patience(self) -> None:
+        """A turn took too long, and its connection is cut: a new one ends the old backend and takes its locks."""
+        logger.warning("a turn got no answer for %.1f s: its connection is given up", self._patience)
+        self._patience = min(2 * self._patience, HANGS + self._lease)
+
+    def freed(self, owner: Owner) -> None:
+        """This lane is no longer ours, and needs no lock."""
+        self._locks.settled(owner)
+
+    async def take_missing_locks(self) -> None:
+        """Try again to take the locks that could not be taken with a new session."""
+        if self._locks.incomplete:
+            await self._mend_locks()
+
+    async def mend(
+        self, error: psycopg.Error, reports: Sequence[Report], apply: Callable[[Iterable[Report], Turn], None]
+    ) -> float:
+        """Do what the error of a turn with these reports asks for; return the seconds until the next one.
+
+        `apply` is called for every report that could be written after all.
+
+        Raises:
+            FencedError: this worker's lease was taken over.
+        """
+        if self._connection.closed or isinstance(error, errors.AdminShutdown | errors.CrashShutdown):
+            await self._reconnect(error)
+            return 0.0
+        await self._mend_locks()
+        if isinstance(error, _TRANSIENT):
+            logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
+            return SOON * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret
+        if _in_need(error):
+            logger.warning("the server is in need, and the turn is repeated until it is not: %s", told(error))
+            return POLL
+        await self._one_by_one(error, reports, apply)
+        await asyncio.sleep(SOON)  # whatever is wrong, it must not be tried in a tight loop
+        return 0.0
+
+    async def _one_by_one(
+        self, cause: psycopg.Error, reports: Sequence[Report], apply: Callable[[Iterable[Report], Turn], None]
+    ) -> None:
+        """Repeat a failed turn item by item; an item that fails alone fails its job, with that error."""
+        alone = [Report(report.owner, [item]) for report in reports for item in report.settlements]
+        logger.error("a turn of %d outcomes failed and is repeated one by one: %s", len(alone), told(cause))
+        stuck: set[Owner] = set()  # what is behind an item that could not be written must not be written before it
+        for report in alone:
+            if report.owner in stuck:
+                continue
+            try:
+                turn = await self._take_turn([report], NOTHING, look=False, solo=False)
+                if report.owner in turn.locked:
+                    stuck.add(report.owner)
+                apply([report], turn)
+            except psycopg.Error as error:
+                if self._connection.closed:
+                    return
+                stuck.add(report.owner)
+                if not isinstance(error, _TRANSIENT) and not _in_need(error):
+                    (item,) = report.settlements
+                    item.outcome = Outcome.failed(f"its outcome could not be written: {error_text(error)}")
+        await self._mend_locks()
+
+    async def _reconnect(self, cause: psycopg.Error) -> None:
+        """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease)."""
+        logger.warning("the dispatcher lost its connection and reconnects: %s", told(cause))
+        pause = 0.05
+        while True:
+            await self._connection.close()
+            try:
+                self._connection = await connect(self._conninfo)
+                with deadline(self._connection, self._lease):
+                    if not await workers.move(self._connection, self._worker_id):
+                        raise FencedError
+                await self._compare_locks()
+            except psycopg.Error as error:
+                logger.info("the dispatcher cannot reconnect yet: %s", type(error).__name__)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
+                pause = min(pause * 2, 2.0)
+            else:
+                logger.info("the dispatcher is connected again; %d jobs go on", len(self._runs))
+                return
+
+    async def _mend_locks(self) -> None:
+        """Compare the locks; where that fails too, a new session takes them all again."""
+        try:
+            await self._compare_locks()
+        except psycopg.Error as error:
+            await self._reconnect(error)
+
+    async def _compare_locks(self) -> None:
+        with deadline(self._connection, self._lease):
+            for report in await self._locks.compare(self._connection, self._runs):
+                self._unknown(report)
+
+    async def close(self, *, goodbye: bool) -> None:
+        """Close the connection: the locks end with it; `goodbye`: say before that this worker ends, owning nothing."""
+        try:
+            if goodbye:
+                await workers.stop(self._connection, self._worker_id)
+        except psycopg.Error as error:
+            logger.info("the database could not be told goodbye: %s", type(error).__name__)
+        finally:
+            await self._connection.close()
+
+
+def _in_need(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "")[:2] in _SERVER_IN_NEED
