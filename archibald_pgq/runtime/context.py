@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 from archibald_pgq.domain.job import ClaimedJob
@@ -37,6 +38,8 @@ LAST_WRITE = 2.0
 
 MAX_LABEL = 200
 
+_LOGGER = logging.getLogger("archibald_pgq.job")
+
 
 class _JobLog(logging.LoggerAdapter[logging.Logger]):
     """Puts the job in front of each line."""
@@ -54,7 +57,6 @@ class JobContext:
         job_id: the job.
         kind: the operation.
         attempt: the number of this attempt; 1 is the first.
-        log: a logger that names the job in each line.
         state: what an earlier run of this sync saved, or None.
     """
 
@@ -74,13 +76,15 @@ class JobContext:
         self._is_sync = job.policy.job_class is JobClass.SYNC
         self._sections = 0
         self._section_since = 0.0
-        self.log = _JobLog(
-            logging.getLogger("archibald_pgq.job"), {"kind": job.kind, "job_id": job.job_id, "user_id": job.user_id}
-        )
         self._write, self._save = write_progress, save_state
         self._pending: tuple[int, str | None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._over = asyncio.Event()
+
+    @cached_property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names the job in each line."""
+        return _JobLog(_LOGGER, {"kind": self.kind, "job_id": self.job_id, "user_id": self.user_id})
 
     @property
     def cancelled(self) -> bool:
@@ -155,7 +159,8 @@ class JobContext:
     async def _write_pending(self) -> None:
         while self._pending is not None:
             await self._write_last()
-            await asyncio.wait({self._over}, timeout=PROGRESS_INTERVAL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), PROGRESS_INTERVAL)
 
     async def _write_last(self) -> None:
         if self._pending is None:
@@ -173,7 +178,7 @@ class JobContext:
         Not at any price: the job's outcome waits for this, and its agent too.
         """
         if self._writer is not None:
-            self._over.set_result(None)  # the writer goes on at once with what is pending, and then ends
+            self._over.set()  # the writer goes on at once with what is pending, and then ends
             await asyncio.wait({self._writer}, timeout=LAST_WRITE)
             if not self._writer.done():
                 self._writer.cancel()

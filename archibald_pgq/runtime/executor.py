@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from typing import Any
 
@@ -67,6 +68,7 @@ class Run:
         write_progress: WriteProgress,
         save_state: SaveState,
         *,
+        brief: bool,
         grace: float,
         ask_again: Callable[[], None],
     ) -> None:
@@ -77,18 +79,20 @@ class Run:
             handler: None for a kind that no live worker handles.
             write_progress: for the handler's context.
             save_state: for the handler's context.
+            brief: it has probably ended before its time could be over: whoever runs it calls `watch` if not.
             grace: seconds between asking a sync to make room and cancelling it.
             ask_again: called when that time is over; whoever asked looks whether the reason still stands, and asks again.
         """
         self.job = job
         self.reason: Stop | None = None
-        self._handler, self._grace, self._ask_again = handler, grace, ask_again
+        self._handler, self._brief, self._grace, self._ask_again = handler, brief, grace, ask_again
         self._context = JobContext(job, write_progress, save_state)
         self._context.section_ended = self._section_ended
         self._task: asyncio.Task[Any] | None = None
         self._loop = asyncio.get_running_loop()
         self._timers: list[asyncio.TimerHandle] = []
-        self._asked_at = self._told_at = 0.0
+        self._asked_at = self._told_at = self._began = 0.0
+        self._woken: asyncio.Future[None] = self._loop.create_future()
         self._by = ""
         self._forced = False
         self.ended = asyncio.Event()
@@ -161,15 +165,25 @@ class Run:
             return Outcome.failed(f"no handler: no live worker has one for {self.job.kind}")
         if self.reason is not None:  # told to stop before it began
             return Outcome.cancelled(self.reason) if self.reason is Stop.CANCEL else Outcome.gone_back()
-        self._task = asyncio.create_task(
-            _guarded(self._handler(self._context, self.job.payload)), name=task_name(self.job)
-        )
-        self._timers.append(self._loop.call_later(self.job.policy.timeout, self._time_out))
-        await asyncio.wait({self._task})
+        self._began = self._loop.time()
+        if not self._brief:
+            self.watch()
+        self._task = _start(_guarded(self._handler(self._context, self.job.payload)), task_name(self.job))
+        if not self._task.done():
+            self._task.add_done_callback(self._wake)
+            await self._woken  # not the task: whoever waits for it would be cancelled with it
         for timer in self._timers:
             timer.cancel()
         await self._context.finish()
         return self._outcome(self._task)
+
+    def watch(self) -> None:
+        """See to it that the handler does not exceed its time; called at the start, but for a brief job only where it is none."""
+        self._timers.append(self._loop.call_at(self._began + self.job.policy.timeout, self._time_out))
+
+    def _wake(self, _: asyncio.Task[Any]) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
 
     def _time_out(self) -> None:
         if self.reason in {None, Stop.PREEMPT} and not self._forced:
@@ -226,6 +240,19 @@ def _completed(result: Any) -> Outcome:
         return Outcome.completed(to_json(result, "result"))
     except InvalidJobError as error:
         return Outcome.completed(None, f"completed, but without its result: {error}")
+
+
+if sys.version_info >= (3, 12):
+
+    def _start(handler: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a handler in a task of its own, and its first step at once: one that does not wait needs no turn of the event loop."""
+        return asyncio.Task(handler, loop=asyncio.get_running_loop(), name=name, eager_start=True)
+
+else:
+
+    def _start(handler: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a handler in a task of its own."""
+        return asyncio.create_task(handler, name=name)
 
 
 async def _guarded(handler: Awaitable[Any]) -> Any:

@@ -87,9 +87,12 @@ class LaneRun:
     def _time_is_over(self) -> None:
         """What still runs now is marked running, and what would have come after it goes back at once."""
         if not self.ended.is_set():
+            if self._run is not None:
+                self._run.watch()
             place = self.jobs.index(self.job)
             self._unwritten += [Settlement(job.job_id, Outcome.gone_back()) for job in self.jobs[place + 1 :]]
             self.jobs = self.jobs[: place + 1]
+            self._cut = True
             self._mark = Mark(self.job.job_id, time.monotonic())
             self._report(self)
 

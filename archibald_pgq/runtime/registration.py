@@ -173,6 +173,7 @@ class Registration:
             self._registry.handler(job.kind),
             write_progress,
             save_state,
+            brief=not job.marked,
             grace=self._settings.preempt_grace,
             ask_again=self._maintenance.look_for_requests,
         )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 from psycopg.rows import namedtuple_row
@@ -166,11 +167,27 @@ async def take_turn(
     return turn
 
 
+@lru_cache(maxsize=1000)
+def _policy(
+    job_class: str,
+    timeout: float,
+    max_attempts: int,
+    backoff: Literal["fixed", "exponential"] | None,
+    backoff_s: float,
+    *,
+    idempotent: bool,
+) -> Policy:
+    return Policy(
+        JobClass(job_class), 0, timeout, max_attempts, Backoff(backoff, backoff_s) if backoff else None, idempotent
+    )
+
+
 def _read(row: Any, turn: Turn) -> None:
     match row.what:
         case "run":
-            backoff = Backoff(row.backoff, row.backoff_s) if row.backoff else None
-            policy = Policy(JobClass(row.job_class), 0, row.timeout_s, row.max_attempts, backoff, row.idempotent)
+            policy = _policy(
+                row.job_class, row.timeout_s, row.max_attempts, row.backoff, row.backoff_s, idempotent=row.idempotent
+            )
             turn.claimed.append(
                 ClaimedJob(
                     row.lane,
