@@ -52,6 +52,10 @@ class Hand:
         ]
         return await store.take_turn(self.connection, self.worker_id, reports, Want(want, want), look=look, solo=solo)
 
+    async def report(self, *reports: Report, want: Want = store.NOTHING, look: bool = False) -> Turn:
+        """Take one turn with reports as a dispatcher makes them."""
+        return await store.take_turn(self.connection, self.worker_id, reports, want, look=look, solo=False)
+
     async def claim(self, want: int = 10) -> list[ClaimedJob]:
         """Claim what may run, after looking at everything."""
         return (await self.turn(want=want, look=True)).claimed

@@ -60,4 +60,4 @@ class Pace:
 
 def jobs_for(seconds: float) -> int:
     """Return how many jobs of an average of `seconds` fit into a turn: 1 to 50."""
-    return max(1, min(LARGEST, int(TURN / seconds))) if seconds > 0 else LARGEST
+    return max(1, int(min(LARGEST, TURN / seconds))) if seconds > 0 else LARGEST

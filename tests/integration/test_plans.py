@@ -6,6 +6,7 @@ import pytest
 
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.store import workers
+from archibald_pgq.store.turn import Owner, Report, Settlement, Want
 from tests.counts import until_counted
 from tests.hand import hand
 from tests.support import Look, looking
@@ -80,3 +81,42 @@ async def test_no_turn_and_no_enqueue_reads_a_whole_table(
         await workers.release_fenced(worker.connection, 100, 3)
         await until_counted(look, sessions)
         assert await look.value(READ) - before == 0
+
+
+LARGE = """
+INSERT INTO archibald.jobs (agent_id, user_id, kind, class, priority, max_attempts, due, run_after, wake, payload)
+SELECT NULL, 'user-7', 'download-ddt-pdf', 'read', 1, 1, true, now(), true, '{}' FROM generate_series(1, 20000)
+"""
+FETCHED = """
+SELECT sum(idx_tup_fetch + seq_tup_read)::bigint FROM pg_stat_user_tables WHERE schemaname = 'archibald' AND relname IN ('jobs', 'agents')
+"""
+
+
+async def test_a_turn_reads_a_bounded_number_of_rows_where_a_vacuum_found_the_table_large_and_empty(
+    look: Look, database: str
+) -> None:
+    """The planner then takes thousands of new jobs for a handful, and a pass over all of them for the cheapest way to each."""
+    async with hand(database) as worker:
+        await look.value("SELECT archibald.enqueue('user-7', 'download-ddt-pdf')")
+        await worker.settle(await worker.claim_one())
+        await look.rows("ALTER TABLE archibald.jobs SET (autovacuum_enabled = off)")
+        await look.rows("SET session_replication_role = replica")
+        await look.rows(LARGE)
+        await look.rows("DELETE FROM archibald.jobs WHERE id < (SELECT max(id) FROM archibald.jobs)")
+        await look.rows("VACUUM ANALYZE archibald.jobs")  # the last page is in use: the table stays large
+        await look.rows(LARGE)
+    async with hand(database) as worker:  # a new session: its plans are made now
+        sessions = (look.connection, worker.connection)
+        await until_counted(look, sessions)
+        before = await look.value(FETCHED)
+        want = Want(10, 10, ahead=20, short={"download-ddt-pdf": 50})
+        reports: list[Report] = []
+        ran = 0
+        for _ in range(12):
+            claimed = (await worker.report(*reports, want=want, look=True)).claimed
+            ran += len(claimed)
+            items = [Settlement(job.job_id, Outcome.completed("1")) for job in claimed]
+            reports = [Report(Owner(claimed[0].lane, claimed[0].epoch), items)] if items else []
+        await until_counted(look, sessions)
+        assert ran >= 300
+        assert await look.value(FETCHED) - before < 20 * (ran + 12 * 500)

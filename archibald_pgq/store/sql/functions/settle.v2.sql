@@ -21,6 +21,7 @@ DECLARE
   v_places   tid[];         -- where the jobs are that have an outcome, locked …
   v_marks    tid[];         -- … and those that go on
   v_stop     bigint[];      -- those of them that somebody asked to cancel
+  v_missing  boolean;       -- some of them could not be locked
   v_ours     boolean;       -- every outcome is of a job that is in its lane's turn
   v_careful  bigint[];      -- lanes that run one by one until a job of theirs has completed
   v_free     bigint[];      -- lanes whose turn is over
@@ -33,8 +34,8 @@ BEGIN
     SELECT a.id FROM archibald.agents a
      WHERE a.id = i.lane AND a.state = 'running' AND a.worker_id = p_worker AND a.epoch = i.epoch FOR NO KEY UPDATE SKIP LOCKED) AS a;
   SELECT array_agg(j.ctid ORDER BY i.n) FILTER (WHERE i.n > 0), array_agg(j.ctid ORDER BY i.n DESC) FILTER (WHERE i.n < 0),
-         array_agg(j.id) FILTER (WHERE j.cancel_requested_at IS NOT NULL)
-    INTO v_places, v_marks, v_stop
+         array_agg(j.id) FILTER (WHERE j.cancel_requested_at IS NOT NULL), bool_or(i.job IS NOT NULL AND j.id IS NULL)
+    INTO v_places, v_marks, v_stop, v_missing
     FROM (SELECT i.job, i.n FROM unnest(p_jobs) WITH ORDINALITY AS i(job, n)
           UNION ALL
           SELECT m.job, -m.n FROM unnest(p_marks) WITH ORDINALITY AS m(job, n)) AS i
@@ -42,12 +43,13 @@ BEGIN
     SELECT j.id, j.ctid, j.cancel_requested_at FROM archibald.jobs j
      WHERE j.id = i.job AND j.agent_id = ANY (v_lanes) FOR UPDATE SKIP LOCKED) AS j ON true;
   -- Is any of them missing: gone, or held by a caller? Then the lane is left as it is, for a later turn.
-  IF array_position(v_places || v_marks, NULL) IS NOT NULL THEN
+  IF v_missing THEN
     v_lanes := ARRAY (
       SELECT l FROM unnest(v_lanes) AS l
        WHERE NOT EXISTS (SELECT FROM (SELECT * FROM unnest(p_of, p_jobs, v_places) UNION ALL SELECT * FROM unnest(p_lanes, p_marks, v_marks))
                                        AS i(lane, job, place)
-                          WHERE i.lane = l AND i.place IS NULL AND EXISTS (SELECT FROM archibald.jobs j WHERE j.id = i.job)));
+                          CROSS JOIN LATERAL (SELECT j.id FROM archibald.jobs j WHERE j.id = i.job LIMIT 1) AS j
+                          WHERE i.lane = l AND i.place IS NULL));
   END IF;
   SELECT bool_and(g.jobs <@ a.turn_job_ids) INTO v_ours
     FROM (SELECT i.lane, array_agg(i.job) AS jobs FROM unnest(p_of, p_jobs) AS i(lane, job) WHERE i.lane = ANY (v_lanes) GROUP BY i.lane) AS g

@@ -86,7 +86,8 @@ BEGIN
                j.state = 'running' AND j.class = 'write' AND NOT coalesce(o.idempotent, false) AS doubtful,
                j.cancel_requested_at IS NOT NULL AS unwanted
           FROM archibald.jobs j LEFT JOIN archibald.operations o ON o.kind = j.kind
-         WHERE j.agent_id = v_lane.id AND j.state = 'running' OR j.id = ANY (v_lane.turn_job_ids) AND j.cancel_requested_at IS NOT NULL
+         WHERE j.id = ANY (v_lane.turn_job_ids || ARRAY (SELECT r.id FROM archibald.jobs r WHERE r.agent_id = v_lane.id AND r.state = 'running'))
+           AND (j.state = 'running' OR j.cancel_requested_at IS NOT NULL)
            FOR UPDATE OF j NOWAIT
       LOOP
         user_id := v_lane.user_id;

@@ -68,8 +68,8 @@ BEGIN
     RETURN v_rest;
   END IF;
   UPDATE archibald.jobs SET due = true, wake = true, wait_reason = NULL
-   WHERE id IN (SELECT id FROM archibald.jobs WHERE state = 'queued' AND NOT due AND run_after <= now()
-                 ORDER BY run_after LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
+   WHERE ctid = ANY (ARRAY (SELECT ctid FROM archibald.jobs WHERE state = 'queued' AND NOT due AND run_after <= now()
+                             ORDER BY run_after LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED));
   v_now := clock_timestamp();
   SELECT array_agg(w.key), array_agg(w.user_id), max(w.seen) INTO v_keys, v_users, v_seen FROM archibald.agents_to_wake(p_limit) AS w;
   v_cost := clock_timestamp() - v_now;

@@ -1,0 +1,270 @@
+"""Turns of several jobs: many short jobs of an agent share a round trip, and every other promise holds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from archibald_pgq import Archibald, JobContext
+from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.store import workers
+from archibald_pgq.store.turn import Mark, Owner, Report, Settlement, Turn, Want
+from tests.hand import Hand, hand
+from tests.support import PATIENCE, Look, looking, working
+
+ENQUEUE = "SELECT archibald.enqueue(%s, %s)"
+READ, WRITE, SYNC = "download-ddt-pdf", "submit-order", "sync-orders"
+SHORT = {READ: 5, SYNC: 5}
+
+
+def owner(job: ClaimedJob) -> Owner:
+    return Owner(job.lane, job.epoch)
+
+
+def ended(job: ClaimedJob, outcome: Outcome | None = None) -> Settlement:
+    return Settlement(job.job_id, outcome or Outcome.completed("1"), time.monotonic(), time.monotonic())
+
+
+def back(job: ClaimedJob) -> Settlement:
+    return Settlement(job.job_id, Outcome.gone_back())
+
+
+async def enqueued(look: Look, user: str, *kinds: str) -> list[int]:
+    return [await look.value(ENQUEUE, user, kind) for kind in kinds]
+
+
+async def claim(worker: Hand, jobs: int = 10, ahead: int = 0) -> list[ClaimedJob]:
+    return (await worker.report(want=Want(jobs, jobs, ahead=ahead, short=SHORT), look=True)).claimed
+
+
+async def states(look: Look) -> list[tuple[Any, ...]]:
+    return await look.rows("SELECT id, state FROM archibald.all_jobs ORDER BY id")
+
+
+# -- what a turn brings
+
+
+async def test_short_jobs_of_an_agent_come_together_in_their_order(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", *[READ] * 7)
+        jobs = await claim(worker)
+        assert [(job.job_id, job.marked) for job in jobs] == [(job_id, False) for job_id in ids[:5]]
+        assert await look.rows("SELECT turn_job_ids, state FROM archibald.agents") == [(ids[:5], "running")]
+        assert await claim(worker) == []
+        turn = await worker.report(Report(owner(jobs[0]), [ended(job) for job in jobs]), want=Want(1, 1, short=SHORT))
+        assert [job.job_id for job in turn.claimed] == ids[5:]
+
+
+@pytest.mark.parametrize("kind", [WRITE, SYNC])
+async def test_a_write_and_a_sync_come_alone_and_marked(look: Look, database: str, kind: str) -> None:
+    """A write is committed as running before its handler starts; requests for a sync merge only with one that has not begun."""
+    async with hand(database) as worker:
+        first, *_ = await enqueued(look, "alice", kind, READ if kind == WRITE else WRITE, kind)
+        await look.rows("UPDATE archibald.jobs SET priority = 0 WHERE id = %s", first)
+        if kind == SYNC:
+            await look.rows("DELETE FROM archibald.jobs WHERE class = 'write'")
+        (job,) = await claim(worker)
+        assert (job.job_id, job.marked) == (first, True)
+        assert await look.job(first, "state") == ("running",)
+
+
+async def test_a_write_between_short_jobs_ends_the_turn_before_it(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", READ, READ, WRITE, READ)
+        await look.rows("UPDATE archibald.jobs SET priority = 5")
+        assert [job.job_id for job in await claim(worker)] == ids[:2]
+
+
+async def test_a_job_that_a_caller_holds_ends_the_turn_before_it(look: Look, database: str) -> None:
+    async with hand(database) as worker, looking(database) as caller:
+        ids = await enqueued(look, "alice", *[READ] * 3)
+        await worker.report(look=True)  # the agent is known before the caller holds one of its jobs
+        async with caller.connection.transaction():
+            await caller.rows("SELECT FROM archibald.jobs WHERE id = %s FOR UPDATE", ids[1])
+            assert [job.job_id for job in await claim(worker)] == ids[:1]
+
+
+async def test_lanes_are_taken_ahead_for_short_jobs_only(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        for user in ("alice", "bob", "carol"):
+            await enqueued(look, user, READ, READ)
+        await enqueued(look, "dora", WRITE)
+        await enqueued(look, "emil", WRITE)
+        await look.rows("UPDATE archibald.jobs SET priority = 0 WHERE class = 'write'")
+        first = await claim(worker, jobs=1, ahead=2)
+        assert [job.kind for job in first] in ([WRITE], [WRITE, READ, READ])
+        second = await claim(worker, jobs=1, ahead=2)
+        assert [job.kind for job in second][:1] == [WRITE]
+        while more := await claim(worker, jobs=0, ahead=2):
+            assert all(job.kind == READ for job in more)
+        assert await look.value("SELECT count(*) FROM archibald.agents WHERE state = 'running'") == 5
+
+
+# -- what a settle makes of it
+
+
+async def test_a_job_that_still_runs_is_marked_and_the_rest_goes_back(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", *[READ] * 4)
+        jobs = await claim(worker)
+        report = Report(owner(jobs[0]), [ended(jobs[0]), *map(back, jobs[2:])], Mark(ids[1], time.monotonic()))
+        for _ in range(2):  # the reply may be lost, and the same be sent again
+            assert await worker.report(report) == Turn()
+            assert await states(look) == [
+                (ids[0], "completed"),
+                (ids[1], "running"),
+                (ids[2], "queued"),
+                (ids[3], "queued"),
+            ]
+            assert await look.rows("SELECT turn_job_ids, state FROM archibald.agents") == [([ids[1]], "running")]
+        assert await claim(worker) == []
+        await worker.report(Report(owner(jobs[0]), [ended(jobs[1])]))
+        assert [job.job_id for job in await claim(worker)] == ids[2:]
+
+
+async def test_a_repeated_report_spends_no_second_attempt(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", READ, READ)
+        await look.rows("UPDATE archibald.jobs SET max_attempts = 9")
+        jobs = await claim(worker)
+        part = Report(owner(jobs[0]), [ended(jobs[0], Outcome.retry("again", 60.0))])
+        for _ in range(3):
+            await worker.report(part)
+            assert await look.job(ids[0], "attempt", "state") == (1, "queued")
+            assert await look.value("SELECT turn_job_ids FROM archibald.agents") == [ids[1]]
+        await worker.report(Report(owner(jobs[0]), [back(jobs[1])]))
+        assert await look.rows("SELECT turn_job_ids, state FROM archibald.agents") == [([], "ready")]
+
+
+async def test_a_cancelled_job_of_a_turn_does_not_begin_later(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", READ, READ, READ)
+        jobs = await claim(worker)
+        assert await look.value("SELECT archibald.cancel_job(%s)", ids[1]) == "requested"
+        await worker.report(Report(owner(jobs[0]), [ended(jobs[0]), back(jobs[1]), back(jobs[2])]))
+        assert await states(look) == [(ids[0], "completed"), (ids[1], "cancelled"), (ids[2], "queued")]
+
+
+async def test_the_worker_is_told_that_the_job_it_marks_is_cancelled(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", READ)
+        (job,) = await claim(worker)
+        assert await look.value("SELECT archibald.cancel_job(%s)", ids[0]) == "requested"
+        turn = await worker.report(Report(owner(job), [], Mark(job.job_id, time.monotonic())))
+        assert turn.unwanted == [owner(job)]
+
+
+async def test_a_row_that_a_caller_holds_keeps_its_lane_only(look: Look, database: str) -> None:
+    async with hand(database) as worker, looking(database) as caller:
+        for user in ("alice", "bob"):
+            await enqueued(look, user, READ, READ)
+        jobs = await claim(worker)
+        reports = [Report(owner(pair[0]), [ended(job) for job in pair]) for pair in (jobs[:2], jobs[2:])]
+        async with caller.connection.transaction():
+            await caller.rows("SELECT FROM archibald.jobs WHERE id = %s FOR UPDATE", jobs[1].job_id)
+            turn = await worker.report(*reports)
+            assert (turn.locked, turn.lost) == ([owner(jobs[0])], [])
+            assert [state for _, state in await states(look)].count("completed") == 2
+        assert await worker.report(reports[0]) == Turn()
+        assert await look.value("SELECT count(*) FROM archibald.job_history") == 4
+
+
+async def test_the_history_tells_when_each_job_of_a_turn_ran(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        await enqueued(look, "alice", READ, READ)
+        jobs = await claim(worker)
+        now = time.monotonic()
+        items = [Settlement(job.job_id, Outcome.completed("1"), now - 3 + n, now - 2 + n) for n, job in enumerate(jobs)]
+        await worker.report(Report(owner(jobs[0]), items))
+        rows = await look.rows(
+            "SELECT extract(epoch FROM finished_at - started_at)::float8, "
+            "extract(epoch FROM started_at - lag(finished_at) OVER (ORDER BY id))::float8 FROM archibald.job_history ORDER BY id"
+        )
+        assert rows[0] == (pytest.approx(1.0, abs=1e-4), None)
+        assert rows[1] == (pytest.approx(1.0, abs=1e-4), pytest.approx(0.0, abs=1e-4))
+
+
+# -- what a death makes of it
+
+
+async def test_after_a_death_nobody_is_charged_unmarked_and_the_agent_goes_one_by_one_until_a_job_completes(
+    look: Look, database: str
+) -> None:
+    async with hand(database) as silent, hand(database) as other:
+        ids = await enqueued(look, "alice", *[READ] * 4)
+        await look.rows("UPDATE archibald.jobs SET max_attempts = 9")
+        assert len(await claim(silent)) == 4
+        assert await look.value("SELECT archibald.cancel_job(%s)", ids[3]) == "requested"
+        await look.rows("UPDATE archibald.workers SET beat = now() - interval '7 s' WHERE id = %s", silent.worker_id)
+        await workers.fence_stale(other.connection, other.worker_id)
+        await workers.end_lost_backends(other.connection)
+        released = await workers.release_fenced(other.connection, 100, 3)
+        assert released == [workers.Released("alice", ids[3], "cancelled")]
+        assert await look.value("SELECT sum(losses) FROM archibald.jobs") == 0
+        (job,) = await claim(other)
+        assert (job.job_id, job.marked) == (ids[0], True)
+        await other.report(Report(owner(job), [ended(job, Outcome.retry("it failed", 0.0))]))
+        (job,) = await claim(other)
+        assert (job.job_id, job.marked) == (ids[0], True)
+        await other.report(Report(owner(job), [ended(job)]))
+        assert [(job.job_id, job.marked) for job in await claim(other)] == [(ids[1], False), (ids[2], False)]
+
+
+# -- the daemon
+
+
+async def test_a_daemon_learns_which_jobs_are_short_and_marks_one_that_is_not(app: Archibald, look: Look) -> None:
+    """Twenty short ones, then one that takes long, and one behind it: that runs after it, and not in its turn."""
+    go_on, order = asyncio.Event(), []
+
+    @app.operation(READ, job_class="read")
+    async def read(ctx: JobContext, data: dict[str, Any]) -> None:
+        order.append(data["n"])
+        if data["n"] == 20:
+            await go_on.wait()
+
+    async with working(app):
+        for n in range(22):
+            await app.enqueue(READ, user_id="alice", data={"n": n})
+        await look.until("SELECT count(*) = 1 FROM archibald.jobs WHERE state = 'running' AND payload ->> 'n' = '20'")
+        await look.until("SELECT count(*) = 20 FROM archibald.job_history")
+        assert order == list(range(21))
+        go_on.set()
+        await look.until("SELECT count(*) = 22 FROM archibald.job_history")
+    assert order == list(range(22))
+    overlaps = await look.value(
+        "SELECT count(*) FROM (SELECT started_at < lag(finished_at) OVER (ORDER BY id) AS early "
+        "                        FROM archibald.job_history) AS h WHERE early"
+    )
+    assert overlaps == 0
+
+
+async def test_a_cancel_reaches_a_turn_before_its_next_job(app: Archibald, look: Look) -> None:
+    in_hand, go_on, ran = asyncio.Event(), asyncio.Event(), []
+
+    @app.operation(READ, job_class="read")
+    async def read(ctx: JobContext, data: dict[str, Any]) -> None:
+        ran.append(data["n"])
+        if data["n"] == "held":
+            in_hand.set()
+            await go_on.wait()
+
+    async with working(app):
+        await asyncio.gather(
+            *(job.wait(PATIENCE) for job in [await app.enqueue(READ, user_id="bob", data={"n": n}) for n in range(9)])
+        )
+        await app.pause_agent("bob")
+        held = await app.enqueue(READ, user_id="bob", data={"n": "held"})
+        late = await app.enqueue(READ, user_id="bob", data={"n": "late"})
+        await app.resume_agent("bob")
+        async with asyncio.timeout(PATIENCE):
+            await in_hand.wait()
+        await app.cancel(late.id)
+        go_on.set()
+        await look.until_state(held.id, "completed")
+        await look.until_state(late.id, "cancelled")
+    assert "late" not in ran

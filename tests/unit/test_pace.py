@@ -1,0 +1,62 @@
+"""How much a worker takes at once: many short jobs, one long one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archibald_pgq.domain.operations import JobClass, Policy
+from archibald_pgq.domain.pace import AT_HAND, LARGEST, TURN, Pace, jobs_for
+
+READ = Policy(JobClass.READ)
+DURATIONS = st.floats(0.0, 600.0)
+
+
+@given(DURATIONS)
+def test_a_turn_has_as_many_jobs_as_run_in_50_ms_and_at_least_one(seconds: float) -> None:
+    jobs = jobs_for(seconds)
+    assert 1 <= jobs <= LARGEST
+    assert jobs == 1 or jobs * seconds <= TURN
+
+
+def test_of_an_unknown_kind_and_of_a_long_one_jobs_come_alone() -> None:
+    pace = Pace()
+    assert (pace.short(), pace.ahead(10)) == ({}, 0)
+    pace.job_ended("slow", READ, 5.0)
+    pace.lane_ended(1, 5.0)
+    assert (pace.short(), pace.ahead(10)) == ({}, 0)
+    pace.job_ended("fast", READ, 0.01)
+    assert pace.short() == {"fast": 5}
+
+
+@pytest.mark.parametrize(
+    ("policy", "shared"),
+    [
+        (Policy(JobClass.WRITE), False),
+        (Policy(JobClass.WRITE, idempotent=True), True),
+        (Policy(JobClass.READ), True),
+        (Policy(JobClass.SYNC), False),
+    ],
+)
+def test_only_what_may_run_twice_and_is_no_sync_shares_a_turn(policy: Policy, shared: bool) -> None:
+    pace = Pace()
+    pace.job_ended("kind", policy, 0.001)
+    assert bool(pace.short()) == shared
+
+
+@given(st.lists(DURATIONS, min_size=30, max_size=60), st.floats(1.0, 600.0))
+def test_a_kind_that_has_become_slow_comes_alone_again(before: list[float], seconds: float) -> None:
+    pace = Pace()
+    for duration in before:
+        pace.job_ended("kind", READ, duration)
+    pace.job_ended("kind", READ, seconds)
+    assert pace.short() == {}
+
+
+@given(st.lists(st.tuples(st.integers(1, LARGEST), DURATIONS), min_size=1, max_size=50), st.integers(1, 100))
+def test_what_waits_for_consumers_is_bounded(lanes: list[tuple[int, float]], consumers: int) -> None:
+    pace = Pace()
+    for jobs, seconds in lanes:
+        pace.lane_ended(jobs, seconds)
+    assert 0 <= pace.ahead(consumers) <= min(LARGEST, AT_HAND)
