@@ -18,6 +18,13 @@ SQL = Path(__file__).resolve().parent.parent / "sql"
 
 TABLES: tuple[str, ...] = ()
 FUNCTIONS = (
+    "hint.v1",
+    "agent_lock.v2",
+    "cancel_job.v2",
+    "mend_lanes.v2",
+    "pause_agent.v2",
+    "preempt.v2",
+    "review.v2",
     "wake_lanes.v3",
     "security.v1",  # the last: it fixes what the others made
 )

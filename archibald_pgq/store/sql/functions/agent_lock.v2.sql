@@ -1,7 +1,7 @@
 -- Keeping an agent to oneself, from any session: psql, another program, another language.
 -- Session locks: they outlive a ROLLBACK and end with unlock_agent() or with the session. No row is needed and none is written.
 
-CREATE FUNCTION archibald.try_lock_agent(user_id text) RETURNS boolean
+CREATE OR REPLACE FUNCTION archibald.try_lock_agent(user_id text) RETURNS boolean
 LANGUAGE plpgsql STRICT AS $$
 BEGIN
   IF NOT pg_try_advisory_lock(archibald.lock_key(user_id)) THEN
@@ -16,20 +16,20 @@ BEGIN
 END $$;
 
 -- Returns false, and does nothing, if this session does not hold the lock.
-CREATE FUNCTION archibald.unlock_agent(user_id text) RETURNS boolean
+CREATE OR REPLACE FUNCTION archibald.unlock_agent(user_id text) RETURNS boolean
 LANGUAGE plpgsql STRICT SET client_min_messages = error AS $$
 BEGIN
   IF NOT pg_advisory_unlock(archibald.lock_key(user_id)) THEN
     RETURN false;
   END IF;
-  PERFORM pg_notify('archibald', 'unlock');     -- a worker then releases the agents that waited; no row is touched here
+  PERFORM archibald.hint('unlock');     -- a worker then releases the agents that waited; no row is touched here
   RETURN true;
 END $$;
 
 -- Agents in a requeue's backoff whose lock nobody holds any more go on at once: run_after = now() for the rows that wait because of a
 -- requeue, and only those. One look at pg_locks for all of them; bounded.
 -- Lock order: lane, job. Never waits for a caller.
-CREATE FUNCTION archibald.release_unlocked(p_limit integer) RETURNS SETOF text
+CREATE OR REPLACE FUNCTION archibald.release_unlocked(p_limit integer) RETURNS SETOF text
 LANGUAGE plpgsql AS $$
 DECLARE
   v_lanes bigint[];
@@ -55,7 +55,7 @@ END $$;
 -- The one place that ends a requeue's backoff early. Callers have locked the lanes.
 -- The jobs are looked for in all these lanes, also where no backoff is left: a better job that ran meanwhile has ended the lane's, and the
 -- job that was refused still says that it waits.
-CREATE FUNCTION archibald.end_requeue(p_lanes bigint[]) RETURNS SETOF text
+CREATE OR REPLACE FUNCTION archibald.end_requeue(p_lanes bigint[]) RETURNS SETOF text
 LANGUAGE sql AS $$
   WITH lane AS (
     UPDATE archibald.agents

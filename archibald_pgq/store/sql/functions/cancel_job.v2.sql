@@ -1,7 +1,7 @@
 -- Cancels a job that waits, or asks the worker that runs it to stop. Returns what came of it: 'cancelled', 'requested' (it runs: its
 -- worker stops it within a second), 'already …' with the state in which it had ended before, or NULL for an unknown id.
 -- Lock order: lane, job, history.
-CREATE FUNCTION archibald.cancel_job(p_job bigint) RETURNS text
+CREATE OR REPLACE FUNCTION archibald.cancel_job(p_job bigint) RETURNS text
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_agent  bigint;
@@ -16,7 +16,7 @@ BEGIN
   END IF;
   IF v_job.state = 'running' OR p_job = ANY (v_lane.turn_job_ids) THEN
     UPDATE archibald.jobs SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()) WHERE id = p_job;
-    PERFORM pg_notify('archibald', 'cancel');
+    PERFORM archibald.hint('cancel');
     RETURN 'requested';
   END IF;
   WITH gone AS (DELETE FROM archibald.jobs WHERE id = p_job RETURNING *)

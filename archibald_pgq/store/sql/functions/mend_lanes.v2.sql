@@ -6,7 +6,7 @@
 -- A lane that somebody is about to look at (a wake, a doubt, a pause with an end) is none either. A lost worker's lanes are the takeover's.
 -- Returns a row for each odd lane, and one (fault NULL) with the number of lanes looked at and in `lane` the last agent with due jobs, from
 -- which to go on (NULL: there are no more).
-CREATE FUNCTION archibald.odd_lanes(p_limit integer, p_from bigint DEFAULT NULL)
+CREATE OR REPLACE FUNCTION archibald.odd_lanes(p_limit integer, p_from bigint DEFAULT NULL)
 RETURNS TABLE (lane bigint, user_id text, fault text, mendable boolean, worker_id bigint, looked bigint)
 LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -77,7 +77,7 @@ END $$;
 -- that is fenced already, and goes the way of every lost worker's lanes: to needs_review, back, or to its end after p_max_losses.
 -- Only under the agent's lock: while a worker or a person holds it, handler code may run.
 -- Lock order: worker, lane, job.
-CREATE FUNCTION archibald.mend_lanes(p_from bigint, p_look integer, p_limit integer, p_max_losses integer)
+CREATE OR REPLACE FUNCTION archibald.mend_lanes(p_from bigint, p_look integer, p_limit integer, p_max_losses integer)
 RETURNS TABLE (user_id text, fault text, next bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -119,7 +119,7 @@ BEGIN
     INTO v_hints, v_lost;
   IF v_hints IS NOT NULL THEN
     PERFORM archibald.refresh_lanes(v_hints);
-    PERFORM pg_notify('archibald', 'wake');
+    PERFORM archibald.hint('wake');
   END IF;
   IF v_lost IS NOT NULL THEN
     UPDATE archibald.agents a

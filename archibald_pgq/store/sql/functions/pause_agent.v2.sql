@@ -4,7 +4,7 @@
 
 -- Until when: a time far ahead stands for "until somebody resumes it" (infinity cannot be calculated with on every server).
 -- Returns false, and does nothing, for an agent that never had a job: most likely the name is misspelt.
-CREATE FUNCTION archibald.pause_agent(user_id text, reason text DEFAULT NULL, until timestamptz DEFAULT '9999-12-30Z') RETURNS boolean
+CREATE OR REPLACE FUNCTION archibald.pause_agent(user_id text, reason text DEFAULT NULL, until timestamptz DEFAULT '9999-12-30Z') RETURNS boolean
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -31,7 +31,7 @@ BEGIN
 END $$;
 
 -- Returns false for an agent that was not paused, NULL for one that is not known.
-CREATE FUNCTION archibald.resume_agent(user_id text) RETURNS boolean
+CREATE OR REPLACE FUNCTION archibald.resume_agent(user_id text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -50,7 +50,7 @@ BEGIN
     IF v_lane.state <> 'running' THEN
       PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);
     END IF;
-    PERFORM pg_notify('archibald', 'wake');
+    PERFORM archibald.hint('wake');
   END IF;
   RETURN coalesce(v_lane.paused, false);
 END $$;

@@ -5,7 +5,7 @@
 -- Lock order everywhere: lane, job. Nothing here waits for a caller.
 
 -- The write that would be an agent's next job, if its next job is a write.
-CREATE FUNCTION archibald.next_write(p_lane bigint) RETURNS TABLE (job bigint, kind text)
+CREATE OR REPLACE FUNCTION archibald.next_write(p_lane bigint) RETURNS TABLE (job bigint, kind text)
 LANGUAGE sql STABLE AS $$
   SELECT head.id, head.kind
     FROM (SELECT j.id, j.kind, j.class FROM archibald.jobs j
@@ -15,7 +15,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Asks the syncs of these lanes to make room where a write is the next job. Returns how many were asked. Callers have locked the lanes.
-CREATE FUNCTION archibald.ask_for_room(p_lanes bigint[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION archibald.ask_for_room(p_lanes bigint[]) RETURNS bigint
 LANGUAGE sql AS $$
   WITH victim AS MATERIALIZED (
     SELECT r.id, r.agent_id
@@ -37,7 +37,7 @@ $$;
 -- there was nothing to preempt, may be about to commit and has set no wake. As with a lane that looks empty, the answer is sure when the
 -- bucket could be had exclusively and a later statement sees no write; until then the lane is looked at again, less and less often.
 -- Callers have locked the lanes. p_sure = false: these lanes were woken, and stay as much in doubt as they were.
-CREATE FUNCTION archibald.make_room(p_lanes bigint[], p_sure boolean) RETURNS void
+CREATE OR REPLACE FUNCTION archibald.make_room(p_lanes bigint[], p_sure boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
   v_asked   bigint := archibald.ask_for_room(p_lanes);
@@ -58,13 +58,13 @@ BEGIN
      WHERE a.id = d.id;
   END IF;
   IF v_asked > 0 THEN
-    PERFORM pg_notify('archibald', 'preempt');
+    PERFORM archibald.hint('preempt');
   END IF;
 END $$;
 
 -- 30 s after it was asked the sync still runs: the write that waits is requeued with the usual backoff, and again each time that this
 -- is over. Where no write waits any more, the request is taken back. Bounded.
-CREATE FUNCTION archibald.requeue_waiting(p_limit integer)
+CREATE OR REPLACE FUNCTION archibald.requeue_waiting(p_limit integer)
 RETURNS TABLE (lane bigint, user_id text, job bigint, kind text, job_class text, requeue_count integer, delay_s double precision)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -99,7 +99,7 @@ BEGIN
 END $$;
 
 -- Takes back the requests of lanes whose next job is no write any more (it was cancelled, or its agent paused). Callers have locked the lanes.
-CREATE FUNCTION archibald.withdraw_requests(p_lanes bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION archibald.withdraw_requests(p_lanes bigint[]) RETURNS void
 LANGUAGE sql AS $$
   WITH pointless AS MATERIALIZED (
     SELECT r.id, r.agent_id
@@ -115,7 +115,7 @@ $$;
 
 -- The syncs of this worker that are asked to make room, and for which write: asked for at once, and again just before a handler is
 -- cancelled by force. Requests that have lost their reason are taken back first.
-CREATE FUNCTION archibald.preempt_requests(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, job bigint, by_job bigint, by_kind text)
+CREATE OR REPLACE FUNCTION archibald.preempt_requests(p_worker bigint) RETURNS TABLE (lane bigint, epoch bigint, job bigint, by_job bigint, by_kind text)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE

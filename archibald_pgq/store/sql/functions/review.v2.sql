@@ -5,7 +5,7 @@
 -- Answers: 'queued' (the same job), 'enqueued' (the new job), 'already retried' (that job), or 'already …' with a state in which there is
 -- nothing to retry, and the job as it is. An unknown id: no row.
 -- Lock order: job, history.
-CREATE FUNCTION archibald.retry_job(p_job bigint) RETURNS TABLE (answer text, job bigint)
+CREATE OR REPLACE FUNCTION archibald.retry_job(p_job bigint) RETURNS TABLE (answer text, job bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_state  text;
@@ -15,7 +15,7 @@ BEGIN
   IF v_state = 'needs_review' THEN
     -- the wake has its lane looked at, also one that runs a sync
     UPDATE archibald.jobs j SET state = 'queued', wake = true, waiting_since = clock_timestamp(), worker_id = NULL WHERE j.id = p_job;
-    PERFORM pg_notify('archibald', 'wake');
+    PERFORM archibald.hint('wake');
     RETURN QUERY SELECT 'queued', p_job;
     RETURN;
   END IF;
@@ -47,7 +47,7 @@ END $$;
 -- Puts away a job that needs review: it ends as cancelled, and its key is free again. Returns 'discarded', or 'already …' with the state of a
 -- job that needs no review, or NULL for an unknown id.
 -- Lock order: job, history. Its lane is not touched: a job that needs review is not in it.
-CREATE FUNCTION archibald.discard_job(p_job bigint) RETURNS text
+CREATE OR REPLACE FUNCTION archibald.discard_job(p_job bigint) RETURNS text
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_state text;
