@@ -15,11 +15,16 @@ from sqlalchemy import create_engine, pool
 from archibald_pgq import config as settings
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.dsn import to_libpq
-from archibald_pgq.store.migrations import MIGRATION_LOCK, become_owner, grant_rights, require_supported
+from archibald_pgq.store.migrations import (
+    MIGRATION_LOCK,
+    STALL,
+    become_owner,
+    bound_waits,
+    grant_rights,
+    require_supported,
+    take_busy_tables,
+)
 from archibald_pgq.store.tables import metadata
-
-LOCK_TIMEOUT = 500
-"""Milliseconds, where the caller names no other bound: as long as that, enqueues may wait behind a statement that waits for a lock."""
 
 
 def _not_a_partition(name: str | None, kind: str, _parents: object) -> bool:
@@ -52,8 +57,7 @@ def run() -> None:
         driver = cast("psycopg.Connection", connection.connection.dbapi_connection)
         # as in the functions: whatever somebody put into another schema is not called with the rights of who migrates
         driver.execute("SET LOCAL search_path = pg_catalog, pg_temp")
-        bound = f"{context.config.attributes.get('lock_timeout', LOCK_TIMEOUT)}ms"
-        driver.execute("SELECT set_config('lock_timeout', %s, true)", (bound,))
+        bound_waits(driver, STALL)
         driver.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         owned = become_owner(driver)
         context.configure(
@@ -64,6 +68,13 @@ def run() -> None:
             include_name=_not_a_partition,
             on_version_apply=lambda **_: grant_rights(driver) if owned else None,
         )
+        migration = context.get_context()
+        # not for `alembic current`, which goes nowhere, nor where there is no table yet or nothing to do
+        if "destination_rev" in migration.opts and migration.get_current_heads() not in {
+            (),
+            (context.get_head_revision(),),
+        }:
+            take_busy_tables(driver)
         context.run_migrations()
     engine.dispose()
 

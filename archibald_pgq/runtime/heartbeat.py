@@ -21,6 +21,7 @@ import psycopg
 
 from archibald_pgq.runtime import loop_watch
 from archibald_pgq.runtime.loop_watch import LoopWatch
+from archibald_pgq.runtime.reconnect import Outage
 from archibald_pgq.store.connect import cut, server_refuses
 from archibald_pgq.store.workers import BEAT, Neighbour, neighbours
 
@@ -82,6 +83,7 @@ class Heartbeat:
         self._acknowledged = boottime()
         self._connection: psycopg.Connection[Any] | None = None
         """The one of the beat that is under way."""
+        self._outage = Outage("the heartbeat", longest=self.interval / 2)
         self._loop_watch = LoopWatch(listener.running)
         self._unbroken_since: float | None = None
         self._stopped = threading.Event()
@@ -131,13 +133,12 @@ class Heartbeat:
             except psycopg.Error as error:
                 self._unbroken_since = None
                 if connection is not None:
-                    logger.warning("the heartbeat failed: %s", type(error).__name__)
                     with contextlib.suppress(psycopg.Error):
                         connection.close()
                     connection = None
                 elif server_refuses(self._conninfo, error):
                     self._acknowledged = sent
-                self._stopped.wait(self.interval / 4)
+                self._stopped.wait(self._outage.goes_on(error))
                 continue
             finally:
                 self._connection = None
@@ -147,6 +148,7 @@ class Heartbeat:
                 self._listener.fenced()
                 break
             self._acknowledged = sent
+            self._outage.is_over()
             if self._unbroken_since is None:
                 self._unbroken_since = sent
             if row[1]:

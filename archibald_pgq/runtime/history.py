@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 
+from archibald_pgq.runtime.reconnect import Outage
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import connect, told
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 PARTITION_DAYS = 7
 HOURLY = 3600.0
 AGAIN = 10.0
-"""Seconds until the next attempt when the database could not be reached."""
+"""Seconds, on average, until the next attempt when the database could not be reached."""
 
 
 async def keep_history(conninfo: str, retention_days: int) -> None:
@@ -34,6 +35,7 @@ async def keep_history(conninfo: str, retention_days: int) -> None:
             for name in dropped:
                 logger.info("dropped %s: its last job ended over %d days ago", name, retention_days)
 
+    outage = Outage("upkeep of the history", first=AGAIN, longest=AGAIN)
     while True:
         pause = HOURLY
         try:
@@ -47,7 +49,7 @@ async def keep_history(conninfo: str, retention_days: int) -> None:
                         logger.warning(
                             "upkeep of the history met an error, the next attempt is in an hour: %s", told(error)
                         )
+            outage.is_over()
         except psycopg.Error as error:
-            logger.warning("upkeep of the history cannot reach the database and tries again: %s", told(error))
-            pause = AGAIN
+            pause = outage.goes_on(error)
         await asyncio.sleep(pause)

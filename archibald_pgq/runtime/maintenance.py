@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from psycopg import errors
 
 from archibald_pgq.runtime.heartbeat import Heartbeat
+from archibald_pgq.runtime.reconnect import Outage
 from archibald_pgq.runtime.witness import Death, proof_of_death
 from archibald_pgq.store import migrations, workers
 from archibald_pgq.store.connect import HANGS, connect, deadline, told
@@ -30,6 +31,9 @@ PROBE = 0.2
 """Seconds between two looks whether a neighbour on this machine has died, while there is one."""
 GRACE = 5.0
 """Seconds more than the server gives one statement: only then is the upkeep's connection itself given up."""
+
+SESSION_ENDED = (errors.AdminShutdown, errors.CrashShutdown)
+"""The connection looks open until its next use."""
 
 BATCH = 100
 """Lanes of a lost worker released at once: a takeover must not hold many rows for long."""
@@ -74,19 +78,26 @@ class Maintenance:
     async def run(self) -> None:
         """Work until cancelled, once a heartbeat and when asked; reconnects by itself."""
         connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        outage = Outage("upkeep", longest=self._heartbeat.interval)
         try:
             while True:
+                pause = self._heartbeat.interval
                 try:
                     if connection is None:
                         connection = await connect(self._conninfo)
                     with deadline(connection, HANGS + GRACE):
                         await self._round(connection)
                 except psycopg.Error as error:
-                    if connection is not None and not connection.closed:
-                        logger.warning("upkeep met an error and goes on: %s", told(error))
+                    if connection is None or connection.closed or isinstance(error, SESSION_ENDED):
+                        pause = outage.goes_on(error)
+                        if connection is not None:
+                            await connection.close()
+                            connection = None
                     else:
-                        connection = None
-                await self._rest(self._heartbeat.interval * random.uniform(0.9, 1.1))  # noqa: S311  # jitter, not a secret
+                        logger.warning("upkeep met an error and goes on: %s", told(error))
+                else:
+                    outage.is_over()
+                await self._rest(pause)
         finally:
             self._bury()
             if connection is not None:

@@ -15,6 +15,7 @@ import psycopg
 from archibald_pgq.config import Settings
 from archibald_pgq.errors import DatabaseError, SchemaError
 from archibald_pgq.runtime import witness
+from archibald_pgq.runtime.reconnect import jittered
 from archibald_pgq.runtime.registration import Registration
 from archibald_pgq.runtime.registry import Registry
 from archibald_pgq.runtime.session import FencedError
@@ -30,7 +31,7 @@ EXIT_NOT_SERVED = 3
 """The schema was migrated and no longer serves this code: the supervisor of the process should start a newer one."""
 
 AGAIN = 1.0
-"""Seconds between two attempts to register anew."""
+"""Seconds, on average, between two attempts to register anew."""
 
 
 class Worker:
@@ -79,11 +80,12 @@ class Worker:
         return code
 
     async def _run(self) -> int:
-        fenced = False
+        fenced = told = False
         while True:
             try:
                 registration = self._registration = await self._register()
                 self.ready.set()
+                told = False
                 code = await registration.serve(self._stop_requested, self._hurry)
                 return code or self._ended()
             except FencedError:
@@ -98,9 +100,11 @@ class Worker:
                 if isinstance(error, SchemaError):
                     self._not_served()
                     return self._ended()
-                logger.warning("it cannot register anew yet: %s", error)
+                if not told:
+                    told = True
+                    logger.warning("it cannot register anew yet: %s", error)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(AGAIN):
+                    async with asyncio.timeout(jittered(AGAIN)):
                         await self._stop_requested.wait()
                         return 0
 

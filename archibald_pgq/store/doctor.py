@@ -6,6 +6,7 @@ broken queue is not made worse; a look that is refused is a finding and stops no
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,9 @@ def examine(dsn: str, settings: Settings, direct_dsn: str | None = None) -> list
         look = _Look(connection)
         main = server.Way("ARCHIBALD_DATABASE_URL", redacted(dsn), pooler=_pooler(connection))
         findings = server.connection(main, direct)
-        findings += _guarded("server", lambda: server.server(look.one("server", server.Server), OLDEST))
+        seen = look.one("server", server.Server)
+        findings += server.server(seen, OLDEST)
+        findings += _guarded("notify_queue", lambda: _notify_queue(look, connection, seen.notify_usage))
         findings += _guarded("clock", lambda: server.clock(_clock(connection)))
         schema = _schema(look, dsn)
         findings.append(schema)
@@ -219,6 +222,36 @@ def _refused(name: str, error: psycopg.Error) -> Finding:
         case _:
             remedy = "report this as a defect of archibald-pgq"
     return Finding(name, Severity.NOTICE, f"this could not be looked at: {reason}", remedy)
+
+
+def _notify_queue(look: _Look, connection: psycopg.Connection[Any], usage: float) -> list[Finding]:
+    holder = None
+    if usage > server.NOTIFY_NOTICE:
+        pid = _named_holder(connection) if usage > server.NOTIFY_SERIOUS else None
+        holder = next(iter(look.all("notify_holder", server.NotifyHolder, pid=pid)), None)
+    return server.notify_queue(usage, holder)
+
+
+def _named_holder(connection: psycopg.Connection[Any]) -> int | None:
+    """Ask the server which session keeps its queue of notifications from being emptied; None if it does not say.
+
+    It tells whoever notifies while half of the queue is in use, in the detail of a warning, and not more often than every 5 seconds. The
+    hint that this sends is one that workers may get at any time; a full queue refuses it, and the warning comes before.
+    """
+    told: list[str] = []
+
+    def take_note(notice: psycopg.errors.Diagnostic) -> None:
+        if "NOTIFY" in (notice.message_primary or ""):  # the words around it are the server's language
+            told.extend(re.findall(r"\d+", notice.message_detail or ""))
+
+    connection.add_notice_handler(take_note)
+    try:
+        connection.execute("SELECT pg_notify('archibald', 'wake')")
+    except psycopg.errors.ProgramLimitExceeded:
+        pass
+    finally:
+        connection.remove_notice_handler(take_note)
+    return int(told[0]) if told else None
 
 
 def _clock(connection: psycopg.Connection[Any]) -> server.Clock:

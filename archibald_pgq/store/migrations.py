@@ -41,9 +41,14 @@ SELECT v.version_num, r.oldest_code
 MIGRATION_LOCK = 7310310224816104
 """The key of the advisory lock that a migration holds."""
 
-LOCK_TIMEOUTS = (500, 500, 500, 1500)
-"""Milliseconds that an attempt may wait for a lock, in turn; the long one is longer than `deadlock_timeout`, after which Postgres ends an
-autovacuum for us. A heartbeat that meets it is late by less than half a lease."""
+BUSY_TABLES = ("archibald.jobs", "archibald.agents", "archibald.workers")
+"""In the order in which an enqueue takes them. The other way round enqueues met a deadlock, and it was they that failed."""
+
+STALL = 0.5
+"""Seconds that enqueues and heartbeats may wait behind an attempt that waits for locks itself, of all its locks together."""
+
+VACUUM_PATIENCE = "3s"
+"""Longer than `deadlock_timeout`, after which Postgres ends an autovacuum for us."""
 
 PAUSE = 1.0
 """Seconds between two attempts: heartbeats and enqueues that waited behind one get through."""
@@ -76,9 +81,9 @@ def upgrade(dsn: str, say: Callable[[str], None] = lambda _: None) -> None:
         SchemaError: it was migrated by newer code.
     """
     until = time.monotonic() + PATIENCE
-    for attempt, bound in enumerate(itertools.cycle(LOCK_TIMEOUTS), 1):
+    for attempt in itertools.count(1):
         try:
-            _upgrade(dsn, bound)
+            _upgrade(dsn)
         except psycopg.errors.LockNotAvailable:
             holder = _holder(dsn)
             if time.monotonic() >= until:
@@ -98,14 +103,14 @@ def _holder(dsn: str) -> str:
     return row[0] if row else "somebody who has let go by now"
 
 
-def _upgrade(dsn: str, lock_timeout: int) -> None:
+def _upgrade(dsn: str) -> None:
     # Imported here: Alembic is slow to import, and most commands have nothing to migrate.
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
 
     config = Config(str(ALEMBIC_INI), stdout=io.StringIO())
-    config.attributes.update(dsn=dsn, lock_timeout=lock_timeout)
+    config.attributes["dsn"] = dsn
     try:
         command.upgrade(config, "head")
     except CommandError:
@@ -128,6 +133,26 @@ def _upgrade(dsn: str, lock_timeout: int) -> None:
 def roles_sql() -> str:
     """Return the SQL that makes the roles and gives each its rights, as one transaction for psql."""
     return f"{statement('roles')}{statement('grants')}\nCOMMIT;\n"
+
+
+def bound_waits(connection: psycopg.Connection[Any], seconds: float) -> None:
+    """Let no statement of this transaction wait for a lock for longer, of those that follow."""
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{max(1, round(seconds * 1000))}ms",))
+
+
+def take_busy_tables(connection: psycopg.Connection[Any]) -> None:
+    """Lock the tables that everybody uses, so that what a migration does to them waits for nobody any more.
+
+    In two steps. The first lock stops nobody's work, and waits for an autovacuum to end. Behind the second everybody waits: it has to wait
+    for transactions only, and has one bound for all tables, because `lock_timeout` is one for each lock.
+    """
+    connection.execute(f"SET LOCAL lock_timeout = '{VACUUM_PATIENCE}'")
+    connection.execute(f"LOCK TABLE {', '.join(BUSY_TABLES)} IN SHARE UPDATE EXCLUSIVE MODE")
+    until = time.monotonic() + STALL
+    for table in BUSY_TABLES:
+        bound_waits(connection, until - time.monotonic())
+        connection.execute(f"LOCK TABLE {table}")
+    bound_waits(connection, until - time.monotonic())
 
 
 def become_owner(connection: psycopg.Connection[Any]) -> bool:

@@ -18,6 +18,13 @@ SQL = Path(__file__).resolve().parent.parent / "sql"
 
 TABLES = ("0003_turn",)
 FUNCTIONS = (
+    "hint.v1",
+    "agent_lock.v2",
+    "cancel_job.v2",
+    "mend_lanes.v2",
+    "pause_agent.v2",
+    "preempt.v2",
+    "review.v2",
     "refresh_lanes.v3",
     "wake_lanes.v3",
     "settle.v2",

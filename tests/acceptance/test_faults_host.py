@@ -1,8 +1,7 @@
-"""What holds when the host is in trouble: a full disk, a wrong clock, or a full queue of notifications."""
+"""What holds when the host is in trouble: a full disk or a wrong clock."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from archibald_pgq import DatabaseError
@@ -21,7 +19,7 @@ from tests.acceptance.faults import own_server, scene, until
 from tests.acceptance.history import now
 from tests.clock import LIBRARY
 from tests.commands import command
-from tests.support import Look, looking
+from tests.support import looking
 
 pytestmark = pytest.mark.long  # run by `make faults`
 
@@ -158,43 +156,3 @@ async def test_a_workers_host_whose_clock_is_an_hour_off_loses_no_lease_and_runs
         await faults.until_ended()
         assert await faults.look.job(held, "state", "losses") == ("completed", 1)
         await faults.stop_all()
-
-
-# -- the queue of notifications
-
-
-@pytest.mark.slow
-async def test_with_a_full_queue_of_notifications_jobs_are_enqueued_and_run(measured: Measured) -> None:
-    with own_server(max_notify_queue_pages="64") as server:
-        await server.start()
-        migrations.upgrade(server.dsn)
-        async with scene(server.dsn) as faults, looking(server.dsn) as sleeper:
-            if await faults.look.value("SELECT current_setting('server_version_num')::int < 170000"):
-                pytest.skip("max_notify_queue_pages is a setting of PostgreSQL 17")
-            await faults.start("a")
-            await sleeper.rows("LISTEN something")
-            await sleeper.rows("BEGIN")
-            await sleeper.rows("SELECT 1")
-            await fill_notifications(faults.look)
-            jobs = [await faults.enqueue("fault-read", f"user-{n}", "short", seconds=0.0) for n in range(5)]
-            began = now()
-            await faults.until_ended()
-            measured("NOTIFY queue full: 5 enqueued to all ended", now() - began)
-            doctor = command("doctor", "--json", database=server.dsn)
-            (queue,) = [finding for finding in json.loads(doctor.out) if finding["name"] == "notify_queue"]
-            assert queue["severity"] == "serious"
-            await sleeper.rows("COMMIT")
-            jobs.append(await faults.enqueue("fault-read", "after", "short", seconds=0.0))
-            await faults.until_ended()
-            for job in jobs:
-                assert await faults.look.job(job, "state") == ("completed",)
-            await faults.stop_all()
-            await faults.check()
-
-
-async def fill_notifications(look: Look) -> None:
-    """Until the server takes no more."""
-    text = "x" * 7000
-    with pytest.raises(psycopg.errors.ProgramLimitExceeded):  # noqa: PT012
-        while True:
-            await look.rows("SELECT pg_notify('something', %s || g) FROM generate_series(1, 20) g", text)

@@ -18,6 +18,7 @@ from archibald_pgq import DatabaseError
 from archibald_pgq.store import migrations, sql
 from archibald_pgq.store.tables import all_jobs, metadata
 from tests.commands import CHECKOUT, alembic, command, fingerprint
+from tests.support import looking
 
 FUNCTIONS = (
     "SELECT p.oid::regprocedure::text, p.prosrc, pg_get_function_result(p.oid), p.provolatile, p.prosecdef, p.proconfig::text "
@@ -132,6 +133,24 @@ async def test_a_migration_that_cannot_get_a_lock_says_who_has_it_and_ends(
         holder.rollback()
         await waiting
     assert "a long transaction" in said[0]
+    with psycopg.connect(empty_database) as connection:
+        migrations.check(connection, empty_database)
+
+
+async def test_while_a_migration_waits_for_an_autovacuum_jobs_are_enqueued(empty_database: str) -> None:
+    """The lock that this test holds is the one that a vacuum holds; Postgres ends only those of its own making."""
+    assert alembic(empty_database, "upgrade", "0001").returncode == 0
+    async with looking(empty_database) as vacuum, looking(empty_database) as look:
+        await vacuum.rows("BEGIN")
+        await vacuum.rows("LOCK TABLE archibald.agents IN SHARE UPDATE EXCLUSIVE MODE")
+        waiting = asyncio.create_task(asyncio.to_thread(migrations.upgrade, empty_database))
+        waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'archibald.agents'::regclass AND NOT granted)"
+        await look.until(waits)
+        await look.rows("SET lock_timeout = '1ms'")
+        await look.rows("SELECT archibald.enqueue('alice', 'submit-order', '{}')")
+        assert await look.value(waits)
+        await vacuum.rows("COMMIT")
+        await waiting
     with psycopg.connect(empty_database) as connection:
         migrations.check(connection, empty_database)
 

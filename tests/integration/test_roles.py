@@ -38,13 +38,13 @@ TABLES = {
 }
 
 # What the enqueuer and the inspector may call, and what not even a worker may; a worker calls everything else.
-ENQUEUER = {"cancel_job", "enqueue", "enqueue_many", "lock_key", "try_lock_agent", "unlock_agent"}
+ENQUEUER = {"cancel_job", "enqueue", "enqueue_many", "hint", "lock_key", "try_lock_agent", "unlock_agent"}
 INSPECTOR = {"bucket", "lock_key", "odd_lanes", "requeue_delay"}
 NOBODY = {"jobs_before_insert", "queued_sync", "take_key"}
 WORKER = {
     "absorb_followups", "agents_to_wake", "ask_for_room", "bucket", "cancel_job", "claim", "discard_job", "drain_for_solo",
     "drop_history_partitions", "drop_stray_locks", "end_jobs", "end_lost_backends", "end_requeue", "enqueue", "enqueue_many",
-    "fence_dead_worker", "fence_stale_workers", "hint_lanes", "lock_key", "look_again", "make_history_partitions", "make_room",
+    "fence_dead_worker", "fence_stale_workers", "hint", "hint_lanes", "lock_key", "look_again", "make_history_partitions", "make_room",
     "mend_lanes", "next_write", "odd_lanes", "pause_agent", "preempt_requests", "refresh_lanes", "release_fenced_lanes",
     "release_unlocked", "requeue_delay", "requeue_waiting", "resume_agent", "retake", "retry_job", "settle", "try_lock_agent", "turn",
     "unlock_agent", "wake_lanes", "withdraw_requests",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -32,13 +33,28 @@ def test_a_pooler_is_noticed_where_workers_have_no_other_way_and_serious_as_thei
 
 @pytest.mark.parametrize(("usage", "severity"), [(0.0, OK), (0.2, NOTICE), (0.6, SERIOUS)])
 def test_a_queue_of_notifications_that_fills_up_is_told(usage: float, severity: Severity) -> None:
-    version, notify = server.server(server.Server("18.4", 180004, usage), 14)
+    (version,) = server.server(server.Server("18.4", 180004, usage), 14)
+    (notify,) = server.notify_queue(usage, None)
     assert (version.severity, notify.severity) == (OK, severity)
-    assert notify.found == f"{usage:.1%} of the server's queue of notifications is in use"
+    assert notify.found.startswith(f"{usage:.1%} of the server's queue of notifications is in use")
+
+
+def test_who_holds_the_queue_of_notifications_back_is_named_or_said_to_be_a_guess() -> None:
+    holder = server.NotifyHolder(7, "psql", "me", "shop", "idle in transaction", None, timedelta(minutes=5), named=True)
+    (found,) = server.notify_queue(0.6, holder)
+    assert found.found == (
+        "60.0% of the server's queue of notifications is in use; the server says that it waits for backend 7 (application psql, user me) "
+        "of database shop, idle in transaction, its transaction open for 5 min"
+    )
+    assert found.remedy == "let it end its transaction and read, or SELECT pg_terminate_backend(7)"
+    (guess,) = server.notify_queue(0.2, replace(holder, named=False))
+    assert "cannot be seen, most likely it is the session with the oldest transaction: backend 7" in guess.found
+    assert guess.remedy is not None
+    assert guess.remedy.startswith("the server's log names the session")
 
 
 def test_a_server_that_is_too_old_is_serious() -> None:
-    version, _ = server.server(server.Server("13.9", 130009, 0.0), 14)
+    (version,) = server.server(server.Server("13.9", 130009, 0.0), 14)
     assert (version.severity, version.remedy) == (SERIOUS, "upgrade the server to PostgreSQL 14 or newer")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from archibald_pgq.domain.doctor.finding import Finding, Severity, graded, named
+from archibald_pgq.domain.doctor.finding import Finding, Severity, graded, lasted, named, session
 
 SKEW = timedelta(seconds=1)
 """A host's clock may be so far off before anybody is told; nothing of the queue depends on it."""
 
 NOTIFY_NOTICE, NOTIFY_SERIOUS = 0.1, 0.5
-"""Parts of the server's queue of notifications that are in use. When it is full, every NOTIFY fails."""
+"""Parts of the server's queue of notifications that are in use. When it is full, every NOTIFY fails; ours are left out before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,26 @@ class Server:
     version: str
     version_num: int
     notify_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyHolder:
+    """The session that keeps the queue of notifications from being emptied: it listens, and takes no notification.
+
+    Attributes:
+        named: the server itself named it. Otherwise its transaction is the oldest on the server, which is a guess: who listens, and what
+            each has read, is not to be seen.
+        waits: the event that it waits for, such as "Client:ClientWrite" of one whose program does not read.
+    """
+
+    pid: int
+    application: str | None
+    user: str | None
+    database: str | None
+    state: str | None
+    waits: str | None
+    open_for: timedelta | None
+    named: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +111,36 @@ def clock(seen: Clock) -> list[Finding]:
 
 
 def server(seen: Server, oldest: int) -> list[Finding]:
-    """Judge the version and the queue of notifications."""
+    """Judge the version."""
     old = seen.version_num // 10000 < oldest
     remedy = f"upgrade the server to PostgreSQL {oldest} or newer" if old else None
-    version = Finding("server", graded(False, old), f"the server is PostgreSQL {seen.version}", remedy)
-    usage = seen.notify_usage
+    return [Finding("server", graded(False, old), f"the server is PostgreSQL {seen.version}", remedy)]
+
+
+def notify_queue(usage: float, holder: NotifyHolder | None) -> list[Finding]:
+    """Judge the queue of notifications; `holder` is asked for where it is not nearly empty, and may not be known."""
     bad = graded(usage > NOTIFY_NOTICE, usage > NOTIFY_SERIOUS)
-    remedy = "end the session that listens in an open transaction (see oldest_transaction)"
     found = f"{usage:.1%} of the server's queue of notifications is in use"
-    return [version, Finding("notify_queue", bad, found, None if bad is Severity.OK else remedy)]
+    if bad is Severity.OK:
+        return [Finding("notify_queue", bad, found)]
+    log = (
+        'the server\'s log names the session that listens and does not end its transaction ("NOTIFY queue is …% full")'
+    )
+    if holder is None:
+        return [Finding("notify_queue", bad, f"{found}, and who holds it back cannot be seen", f"{log}: end it")]
+    since = f", its transaction open for {lasted(holder.open_for)}" if holder.open_for is not None else ""
+    waits = f", waiting for {holder.waits}" if holder.waits else ""
+    who = (
+        f"{session(holder.pid, holder.application, holder.user)} of database {holder.database}, "
+        f"{holder.state or 'in an unknown state'}{waits}{since}"
+    )
+    end = f"let it end its transaction and read, or SELECT pg_terminate_backend({holder.pid})"
+    if holder.named:
+        return [Finding("notify_queue", bad, f"{found}; the server says that it waits for {who}", end)]
+    guess = (
+        f"{found}; who holds it back cannot be seen, most likely it is the session with the oldest transaction: {who}"
+    )
+    return [Finding("notify_queue", bad, guess, f"{log}; if it is this one, {end}")]
 
 
 def rights(seen: Rights) -> list[Finding]:

@@ -128,7 +128,7 @@ BEGIN
     END;
   END LOOP;
   IF FOUND THEN
-    PERFORM pg_notify('archibald', 'wake');    -- else these agents wait for the next poll
+    PERFORM archibald.hint('wake');    -- else these agents wait for the next poll
   END IF;
 END $$;
 
