@@ -34,6 +34,10 @@ async def run_job(ctx: JobContext, data: dict[str, Any]) -> None:
         sys.stdout.flush()
 
 
+def _write(path: Path) -> None:
+    path.write_text(json.dumps(_runs), encoding="utf-8")
+
+
 def declare(to: Archibald) -> None:
     """Make it the handler of the bench's kind."""
     to.operation(KIND, job_class="read")(run_job)
@@ -42,4 +46,4 @@ def declare(to: Archibald) -> None:
 app = Archibald()
 declare(app)
 if path := os.environ.get("BENCH_RUNS"):
-    atexit.register(lambda: Path(path).write_text(json.dumps(_runs), encoding="utf-8"))
+    atexit.register(_write, Path(path))

@@ -9,7 +9,6 @@ import asyncio
 import random
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -65,11 +64,12 @@ class Bench:
 
     def check(self, runs: Sequence[Run]) -> None:
         """Report a user of whom two jobs ran at once."""
-        of_user: defaultdict[str, list[Run]] = defaultdict(list)
+        ends: dict[str, float] = {}
         for run in sorted(runs, key=lambda run: run.start):
-            if of_user[run.user_id] and run.start < of_user[run.user_id][-1].end:
+            latest = ends.get(run.user_id, run.start)
+            if run.start < latest:
                 self.report.problems.append(f"two jobs of {run.user_id} ran at once")
-            of_user[run.user_id].append(run)
+            ends[run.user_id] = max(latest, run.end)
 
 
 async def drain(bench: Bench) -> None:
