@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from archibald_pgq.bench.app import KIND
 from archibald_pgq.bench.report import Report, Row
-from archibald_pgq.bench.stage import BATCH, Run, Stage, jobs_of
+from archibald_pgq.bench.stage import BATCH, Run, Stage, jobs_of, makespan, overlaps
 from archibald_pgq.domain.new_job import NewJob
 
 T = TypeVar("T")
@@ -64,12 +64,7 @@ class Bench:
 
     def check(self, runs: Sequence[Run]) -> None:
         """Report a user of whom two jobs ran at once."""
-        ends: dict[str, float] = {}
-        for run in sorted(runs, key=lambda run: run.start):
-            latest = ends.get(run.user_id, run.start)
-            if run.start < latest:
-                self.report.problems.append(f"two jobs of {run.user_id} ran at once")
-            ends[run.user_id] = max(latest, run.end)
+        self.report.problems += overlaps(runs)
 
 
 async def drain(bench: Bench) -> None:
@@ -144,9 +139,9 @@ async def serial(bench: Bench) -> None:
 
     async def play(stage: Stage) -> float:
         await stage.load(jobs_of(USERS, each, SHORT))
-        runs = await _all_runs(stage, len(USERS) * each)
+        runs = await stage.run(len(USERS) * each)
         bench.check(runs)
-        return _makespan(runs)
+        return makespan(runs)
 
     found = await bench.rounds("serial", play)
     bench.add(Row("serial", f"{len(USERS)} users × {each} jobs of 10 ms, makespan", "s", found, "s at best", ideal))
@@ -159,13 +154,13 @@ async def hot(bench: Bench) -> None:
 
     async def play(stage: Stage) -> tuple[float, float, float, float]:
         await stage.load(light)
-        alone = await _all_runs(stage, len(light))
+        alone = await stage.run(len(light))
         await stage.load([*jobs_of(["hot"], many, TINY), *light])
-        runs = await _all_runs(stage, many + len(light))
+        runs = await stage.run(many + len(light))
         bench.check(runs)
         others = [run for run in runs if run.user_id != "hot"]
         begin = min(run.start for run in runs)
-        return _makespan(alone), others[-1].end - begin, _makespan(runs), many * await _sleep_takes(TINY)
+        return makespan(alone), others[-1].end - begin, makespan(runs), many * await _sleep_takes(TINY)
 
     alone, behind, whole, sleeps = zip(*await bench.rounds("hot", play), strict=True)
     bench.add(Row("hot", f"{len(light)} jobs of the others, alone", "s", alone))
@@ -182,27 +177,12 @@ async def backlog(bench: Bench) -> None:
 
         async def play(stage: Stage, jobs: Sequence[NewJob] = jobs) -> float:
             await stage.load(jobs)
-            return _rate((await _all_runs(stage, count))[:count])
+            return count / makespan((await stage.run(count))[:count])
 
         found = await bench.rounds(f"backlog of {size:,}", play)
         what, beside = f"the first {count:,} of {size:,} jobs", "" if first is None else f"jobs/s of {sizes[0]:,}"
         bench.add(Row("backlog", what, "jobs/s", found, beside, first))
         first = first or statistics.median(found)
-
-
-async def _all_runs(stage: Stage, count: int) -> list[Run]:
-    """Let a worker run so many jobs, and return what it ran until it had ended: at least these."""
-    async with stage.worker(count) as worker:
-        await worker.until_run()
-        return await worker.end()
-
-
-def _makespan(runs: Sequence[Run]) -> float:
-    return runs[-1].end - min(run.start for run in runs)
-
-
-def _rate(runs: Sequence[Run]) -> float:
-    return len(runs) / _makespan(runs)
 
 
 async def _sleep_takes(seconds: float) -> float:

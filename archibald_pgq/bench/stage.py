@@ -49,6 +49,23 @@ def jobs_of(users: Iterable[str], each: int, seconds: float = 0.0) -> list[NewJo
     return [NewJob(KIND, user_id=user, data={"seq": seq, **more}) for seq in range(each) for user in users]
 
 
+def makespan(runs: Sequence[Run]) -> float:
+    """Return the seconds from the first start to the last end."""
+    return max(run.end for run in runs) - min(run.start for run in runs)
+
+
+def overlaps(runs: Sequence[Run]) -> list[str]:
+    """Name each user of whom a job started while another one ran; an empty list if that never was."""
+    ends: dict[str, float] = {}
+    found = []
+    for run in sorted(runs, key=lambda run: run.start):
+        latest = ends.get(run.user_id, run.start)
+        if run.start < latest:
+            found.append(f"two jobs of {run.user_id} ran at once")
+        ends[run.user_id] = max(latest, run.end)
+    return found
+
+
 class Stage:
     """The queue of one round; made by `stage`."""
 
@@ -83,6 +100,12 @@ class Stage:
             yield Daemon(child, runs, self.dsn, self.app)
         finally:
             await child.stop()
+
+    async def run(self, count: int) -> list[Run]:
+        """Let a worker run so many jobs, and return what it ran until it had ended: at least these."""
+        async with self.worker(count) as worker:
+            await worker.until_run()
+            return await worker.end()
 
 
 class Daemon:

@@ -9,8 +9,8 @@ import argparse
 import statistics
 import sys
 
-from archibald_pgq.bench.stage import jobs_of
-from tests.bench.scene import Play, all_runs, main, makespan, numbers
+from archibald_pgq.bench.stage import jobs_of, makespan
+from tests.bench.scene import Play, main, numbers
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ async def play(bench: Play) -> None:
             bench.say(f"backlog of {size:,}: round {number} of {chosen.rounds}")
             async with bench.stage() as stage:
                 await stage.load(jobs)
-                runs = (await all_runs(stage, chosen.first))[: chosen.first]
+                runs = (await stage.run(chosen.first))[: chosen.first]
             rates.append(len(runs) / makespan(runs))
         rate = statistics.median(rates)
         base = base or rate

@@ -10,8 +10,8 @@ import statistics
 import sys
 
 from archibald_pgq import NewJob
-from archibald_pgq.bench.stage import jobs_of
-from tests.bench.scene import KIND, Play, all_runs, main, makespan, overlaps
+from archibald_pgq.bench.stage import jobs_of, makespan, overlaps
+from tests.bench.scene import KIND, Play, main
 
 DAY = 86_400.0
 
@@ -34,7 +34,7 @@ async def play(bench: Play) -> None:
             bench.say(f"round {number} of {chosen.rounds}, {name}")
             async with bench.stage() as stage:
                 await stage.load([*before, *due])
-                runs = await all_runs(stage, len(due))
+                runs = await stage.run(len(due))
             bench.problems += overlaps(runs)
             rates[name].append(len(runs) / makespan(runs))
     without, with_them = statistics.median(rates["without"]), statistics.median(rates["with"])

@@ -9,8 +9,8 @@ import argparse
 import statistics
 import sys
 
-from archibald_pgq.bench.stage import jobs_of
-from tests.bench.scene import Play, all_runs, main, overlaps
+from archibald_pgq.bench.stage import jobs_of, overlaps
+from tests.bench.scene import Play, main
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ async def play(bench: Play) -> None:
             bench.say(f"round {number} of {chosen.rounds}, {name}")
             async with bench.stage() as stage:
                 await stage.load([*before, *light])
-                runs = await all_runs(stage, len(before) + len(light))
+                runs = await stage.run(len(before) + len(light))
             bench.problems += overlaps(runs)
             end = max(run.end for run in runs if run.user_id.startswith("light"))
             times[name].append(end - min(run.start for run in runs))

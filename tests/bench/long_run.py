@@ -17,7 +17,7 @@ from tests.bench.scene import KIND, Play, main, memory, value
 
 BATCH = 1000
 LOOK_EVERY = 0.05
-LEFT = "SELECT count(*) FROM (SELECT FROM archibald.jobs LIMIT {limit}) AS some"
+LEFT = "SELECT count(*) FROM (SELECT FROM archibald.jobs LIMIT {limit}) AS first_ones"
 DONE = "SELECT coalesce(sum(n_tup_ins), 0)::bigint FROM pg_stat_user_tables WHERE relname ~ '^job_history'"
 _SIZES = """
 SELECT CASE WHEN relname ~ '^job_history' THEN 'job_history' ELSE relname END, sum(pg_table_size(oid)), sum(pg_indexes_size(oid))
@@ -45,7 +45,7 @@ async def play(bench: Play) -> None:
         with psycopg.connect(stage.dsn, autocommit=True) as connection:
 
             def left() -> int:
-                row = connection.execute(LEFT.format(limit=chosen.backlog)).fetchone()  # type: ignore[call-overload]
+                row = connection.execute(LEFT.format(limit=chosen.backlog)).fetchone()
                 return int(row[0]) if row else 0
 
             while (waiting := left()) or enqueued < chosen.jobs:

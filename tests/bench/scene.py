@@ -1,7 +1,7 @@
 """What the scenes of this folder share: where they play, how they look at a worker, and how they print.
 
-They play as `archibald-pgq bench` does: on the server of ARCHIBALD_DATABASE_URL, else on the embedded one, in databases of their own that are
-removed at the end, with workers that are processes of `archibald-pgq run`.
+They play as `archibald-pgq bench` does: on the server of ARCHIBALD_DATABASE_URL, else on the embedded one, in databases of their own that
+are removed at the end, with workers that are processes of `archibald-pgq run`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import psutil
 import psycopg
 
 from archibald_pgq.bench.run import place
-from archibald_pgq.bench.stage import Run, Stage, stage
+from archibald_pgq.bench.stage import Stage, stage
+from archibald_pgq.errors import ArchibaldError
 
 KIND = "bench"
 
@@ -58,9 +59,12 @@ def main(
     options(parser)
     chosen = parser.parse_args()
     load = [os.getloadavg()[0]]
-    with place() as databases, tempfile.TemporaryDirectory(prefix="archibald-pgq-bench-") as folder:
-        played = Play(chosen, lambda: stage(databases, Path(folder)))
-        asyncio.run(_play(play, played))
+    try:
+        with place() as databases, tempfile.TemporaryDirectory(prefix="archibald-pgq-bench-") as folder:
+            played = Play(chosen, lambda: stage(databases, Path(folder)))
+            asyncio.run(_play(play, played))
+    except (ArchibaldError, KeyboardInterrupt) as error:
+        sys.exit(str(error) or "interrupted; the databases are removed")
     load.append(os.getloadavg()[0])
     print(_json(played, load) if chosen.json else _table(played, load))  # noqa: T201
     return 1 if played.problems else 0
@@ -88,33 +92,10 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-async def all_runs(stage: Stage, count: int) -> list[Run]:
-    """Let a worker run so many jobs; return at least these."""
-    async with stage.worker(count) as worker:
-        await worker.until_run()
-        return await worker.end()
-
-
-def makespan(runs: list[Run]) -> float:
-    """Seconds from the first start to the last end."""
-    return max(run.end for run in runs) - min(run.start for run in runs)
-
-
-def overlaps(runs: list[Run]) -> list[str]:
-    """Name each user of whom two jobs ran at once."""
-    ends: dict[str, float] = {}
-    found = []
-    for run in sorted(runs, key=lambda run: run.start):
-        if run.start < ends.get(run.user_id, 0.0):
-            found.append(f"two jobs of {run.user_id} ran at once")
-        ends[run.user_id] = max(run.end, ends.get(run.user_id, 0.0))
-    return found
-
-
 def value(dsn: str, query: str) -> Any:
     """Return one value of the database."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        row = connection.execute(query).fetchone()  # type: ignore[arg-type]
+        row = connection.execute(query).fetchone()
     return row[0] if row else None
 
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -15,10 +14,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from archibald_pgq.bench.report import Report
-from archibald_pgq.bench.scenes import SCENES, Bench
-from archibald_pgq.bench.stage import Run
-from archibald_pgq.store.limits import ServerLimits
+from archibald_pgq.bench.scenes import SCENES
+from archibald_pgq.bench.stage import Run, overlaps
 from tests.commands import PROGRAM, command, environment, fingerprint
 from tests.servers import Server
 
@@ -137,10 +134,7 @@ def test_what_it_cannot_do_is_told_with_exit_code_2() -> None:
 
 def test_two_jobs_of_a_user_at_once_are_a_problem_and_one_after_the_other_are_not() -> None:
     def problems(*runs: tuple[str, float, float]) -> list[str]:
-        report = Report("18", ServerLimits(1, 1, 1))
-        unused: Any = None
-        Bench(True, 10, report, unused, unused).check([Run(user, 0, start, end) for user, start, end in runs])
-        return report.problems
+        return overlaps([Run(user, 0, start, end) for user, start, end in runs])
 
     assert problems(("a", 0, 1), ("b", 0.5, 2), ("a", 1, 2)) == []
     assert problems(("a", 0, 1), ("b", 0.5, 2), ("a", 0.9, 2)) == ["two jobs of a ran at once"]
