@@ -74,6 +74,7 @@ def test_what_a_bench_that_was_killed_has_left_is_removed_by_the_next_one_and_wh
     server: Server, empty_database: str
 ) -> None:
     with measuring(empty_database) as killed:
+        killed.send_signal(signal.SIGSTOP)  # it would come to its end meanwhile
         children = psutil.Process(killed.pid).children(recursive=True)
         before = made(server)
         assert command("bench", "enqueue", "--quick", database=empty_database).code == 0
