@@ -14,6 +14,7 @@ import typer
 
 from archibald_pgq.app import VERSION
 from archibald_pgq.cli import agents, database, jobs, overview, review
+from archibald_pgq.cli.bench import bench
 from archibald_pgq.cli.demo import demo
 from archibald_pgq.cli.doctor import doctor
 from archibald_pgq.cli.explain import explain
@@ -70,6 +71,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
     database.psql
 )
 app.command()(demo)
+app.command()(bench)
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ def demo(
     # Imported here: the ERP's web server and client would cost every other command a tenth of a second.
     from rich.console import Console
 
-    from archibald_pgq.demo.children import ChildDiedError
     from archibald_pgq.demo.display import print_summary
     from archibald_pgq.demo.run import run
+    from archibald_pgq.processes.children import ChildDiedError
 
     # Written so that NaN is refused, too.
     if not SLOWEST <= speed <= FASTEST:

@@ -2,8 +2,6 @@
 
     run        the whole thing: a database, the conductor, the exit code
     conductor  the ERP and one worker as processes, the day's enqueues, another program that takes a lock
-    children   a process of the demo's own, with its log
-    leash      ends such a process when the demo is gone, however it went
     watch      what the database shows: a look four times a second
     display    the looks, for a terminal or as lines
     summary    what it came to, and whether that is what was promised

@@ -18,9 +18,9 @@ import aiohttp
 import psycopg
 
 from archibald_pgq import Archibald
-from archibald_pgq.demo.children import Child, environment
 from archibald_pgq.demo.summary import Summary, summarize
 from archibald_pgq.demo.watch import JobRow, Snapshot, Watch, last_id
+from archibald_pgq.processes.children import Child, environment
 from archibald_pgq.store.dsn import to_libpq
 
 EXAMPLE = "archibald_pgq.examples.erp"

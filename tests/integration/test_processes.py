@@ -1,4 +1,4 @@
-"""The processes of the demo: nobody outlives it, and a death is told with its reason."""
+"""The processes of a command: nobody outlives it, and a death is told with its reason."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from archibald_pgq.demo import leash
-from archibald_pgq.demo.children import Child, ChildDiedError, environment
+from archibald_pgq.processes import leash
+from archibald_pgq.processes.children import Child, ChildDiedError, environment
 
 SLEEPER = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
@@ -53,8 +53,8 @@ async def test_a_process_that_says_nothing_and_ends_is_told(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("code", [SLEEPER, STUBBORN])
-async def test_a_process_does_not_outlive_a_demo_that_was_killed(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Stdin is the demo's sign of life: the kernel closes it however the demo ends.
+async def test_a_process_does_not_outlive_a_command_that_was_killed(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stdin is the sign of life: the kernel closes it however the command ends.
     command = (sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(leash.__file__).parent)!r}); import leash; "
                f"leash.LAST_SECONDS = 0.1; sys.argv[1:] = [sys.executable, '-c', {code!r}]; leash.main()")  # fmt: skip
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""A process of the demo's own: started, watched, stopped, and quoted when it dies.
+"""A process of a command's own: started, watched, stopped, and quoted when it dies.
 
 Guarantees: `stop` returns when the process has ended; a process that ends by itself raises `ChildDiedError` in `watch`,
 with the end of its log. Must not: pass the caller's database or settings on, or put a DSN into a command line.
@@ -13,20 +13,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from archibald_pgq.demo import leash
 from archibald_pgq.errors import ArchibaldError
+from archibald_pgq.processes import leash
 
 TAIL_LINES = 5
 
 
 class ChildDiedError(ArchibaldError):
-    """A process of the demo ended too early; the text has the end of its log."""
+    """A process of the command ended too early; the text has the end of its log."""
 
 
 def environment(**added: str) -> dict[str, str]:
     """Return this process's environment without the caller's databases, app and settings, plus `added`.
 
-    Only WORKER_CONCURRENCY stays: it is the way to see the day with another number of consumers.
+    Only WORKER_CONCURRENCY stays: it is the way to see the same with another number of consumers.
     """
     dropped = {"DATABASE_URL", "ERP_URL"}
     kept = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("ARCHIBALD_")}
@@ -46,7 +46,7 @@ class Child:
     async def start(cls, name: str, module: str, *arguments: str, log: Path, env: Mapping[str, str]) -> Child:
         """Start `python -m module arguments`; its stderr goes to the file `log`, its stdout to `first_line`.
 
-        It gets a session of its own: Ctrl-C goes to a whole group, but the demo decides who ends when.
+        It gets a session of its own: Ctrl-C goes to a whole group, but the command decides who ends when.
         """
         command = (sys.executable, "-I", leash.__file__, sys.executable, "-m", module, *arguments)
         with log.open("wb") as file:

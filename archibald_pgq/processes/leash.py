@@ -19,7 +19,7 @@ LAST_SECONDS = 8.0
 def main() -> int:
     """Run the command of the arguments; return its exit code, 128 + the number of the signal that ended it."""
     # Its stdin is empty: the command must not read what is the leash's own sign of life.
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # the demo's own command line
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # the caller's own command line
 
     def end() -> None:
         if child.poll() is None:
