@@ -39,6 +39,8 @@ class Outage:
         if self._began is None:
             self._began = time.monotonic()
             logger.warning("%s lost its connection (%s) and reconnects", self._who, told(error))
+        else:
+            logger.debug("%s cannot reconnect yet: %s", self._who, told(error))
         pause, self._pause = self._pause, min(self._pause * 2, self._longest)
         return jittered(pause)
 

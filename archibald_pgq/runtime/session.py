@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime.executor import error_text
 from archibald_pgq.runtime.lane_run import LaneRun
 from archibald_pgq.runtime.lock_check import LockCheck
+from archibald_pgq.runtime.reconnect import Outage, jittered
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import HANGS, connect, deadline, told
@@ -64,6 +64,9 @@ class Session:
         self._conninfo, self._connection, self._worker_id, self._lease = conninfo, connection, worker_id, lease
         self._runs, self._unknown = runs, unknown
         self._locks = LockCheck(worker_id, lease)
+        self._outage = Outage("the dispatcher")
+        self._had_outage = False
+        """And no turn was taken since."""
         self._patience = lease / 2
         """Seconds that a turn gets, so that a new connection has the locks within the lease; twice as many after each one in a row
         that took longer, so that a slow turn of a server that answers does end."""
@@ -76,6 +79,16 @@ class Session:
         """
         turn = await self._take_turn(reports, want, look=look, solo=solo)
         self._patience = self._lease / 2
+        if self._had_outage:
+            self._had_outage = False
+            written = sum(
+                len(report.settlements) for report in reports if report.owner not in {*turn.lost, *turn.locked}
+            )
+            logger.info(
+                "of the time without a connection %d outcomes are written, and %d agents' jobs go on",
+                written,
+                len(self._runs),
+            )
         return turn
 
     async def _take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Turn:
@@ -112,7 +125,7 @@ class Session:
         await self._mend_locks()
         if isinstance(error, _TRANSIENT):
             logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
-            return SOON * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret
+            return jittered(SOON)
         if _in_need(error):
             logger.warning("the server is in need, and the turn is repeated until it is not: %s", told(error))
             return POLL
@@ -146,8 +159,7 @@ class Session:
 
     async def _reconnect(self, cause: psycopg.Error) -> None:
         """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease)."""
-        logger.warning("the dispatcher lost its connection and reconnects: %s", told(cause))
-        pause = 0.05
+        pause = self._outage.goes_on(cause)
         while True:
             await self._connection.close()
             try:
@@ -157,11 +169,11 @@ class Session:
                         raise FencedError
                 await self._compare_locks()
             except psycopg.Error as error:
-                logger.info("the dispatcher cannot reconnect yet: %s", type(error).__name__)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
-                pause = min(pause * 2, 2.0)
+                await asyncio.sleep(pause)
+                pause = self._outage.goes_on(error)
             else:
-                logger.info("the dispatcher is connected again; %d jobs go on", len(self._runs))
+                self._outage.is_over()
+                self._had_outage = True
                 return
 
     async def _mend_locks(self) -> None:

@@ -64,9 +64,9 @@ LANGUAGE sql AS $$
     RETURNING id, user_id
   ), job AS (
     UPDATE archibald.jobs SET run_after = now(), wait_reason = NULL
-     WHERE id IN (SELECT j.id FROM archibald.jobs j
-                   WHERE j.agent_id = ANY (p_lanes) AND j.state = 'queued' AND j.wait_reason = 'requeue'
-                   FOR NO KEY UPDATE SKIP LOCKED)
+     WHERE ctid = ANY (ARRAY (SELECT j.ctid FROM archibald.jobs j
+                               WHERE j.agent_id = ANY (p_lanes) AND j.state = 'queued' AND j.wait_reason = 'requeue'
+                               FOR NO KEY UPDATE SKIP LOCKED))
   )
   SELECT user_id FROM lane
 $$;

@@ -19,13 +19,15 @@ BEGIN
     INSERT INTO archibald.agents (user_id, lock_key) VALUES (pause_agent.user_id, archibald.lock_key(pause_agent.user_id))
     ON CONFLICT (user_id) DO NOTHING;
   END IF;
-  SELECT id, state INTO v_lane FROM archibald.agents WHERE user_id = pause_agent.user_id FOR NO KEY UPDATE;
+  SELECT id, state, cardinality(turn_job_ids) AS jobs INTO v_lane FROM archibald.agents WHERE user_id = pause_agent.user_id FOR NO KEY UPDATE;
   IF NOT FOUND THEN
     RETURN false;
   END IF;
   UPDATE archibald.agents SET paused_until = until, paused_reason = reason WHERE id = v_lane.id;
   IF v_lane.state <> 'running' THEN
     PERFORM archibald.refresh_lanes(ARRAY[v_lane.id], false);
+  ELSIF v_lane.jobs > 1 THEN
+    PERFORM archibald.hint('pause');     -- of a turn of several jobs no further one begins
   END IF;
   RETURN true;
 END $$;

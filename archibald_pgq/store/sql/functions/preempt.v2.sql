@@ -2,7 +2,7 @@
 -- and a worker that hears nothing finds it with its next heartbeat. It is written by workers, in their turns, never by an enqueue: only a
 -- committed, due write of an agent that is not paused, and that would be its next job, is a reason.
 -- Never: write by write, anything by a read, sync by sync, or another agent's job.
--- Lock order everywhere: lane, job. Nothing here waits for a caller.
+-- Lock order everywhere: lane, job. Nothing here waits for a caller. Jobs are written by their places (ctid), as settle says why.
 
 -- The write that would be an agent's next job, if its next job is a write.
 CREATE OR REPLACE FUNCTION archibald.next_write(p_lane bigint) RETURNS TABLE (job bigint, kind text)
@@ -18,13 +18,13 @@ $$;
 CREATE OR REPLACE FUNCTION archibald.ask_for_room(p_lanes bigint[]) RETURNS bigint
 LANGUAGE sql AS $$
   WITH victim AS MATERIALIZED (
-    SELECT r.id, r.agent_id
+    SELECT r.ctid AS place, r.agent_id
       FROM archibald.agents a JOIN archibald.jobs r ON r.agent_id = a.id AND r.state = 'running'
      WHERE a.id = ANY (p_lanes) AND a.state = 'running' AND a.preemptable AND a.paused_until IS NULL
        AND EXISTS (SELECT FROM archibald.next_write(a.id))
        FOR NO KEY UPDATE OF r SKIP LOCKED
   ), asked AS (
-    UPDATE archibald.jobs j SET preempt_requested_at = clock_timestamp() FROM victim v WHERE j.id = v.id RETURNING j.agent_id
+    UPDATE archibald.jobs j SET preempt_requested_at = clock_timestamp() WHERE j.ctid = ANY (ARRAY (SELECT place FROM victim)) RETURNING j.agent_id
   ), noted AS (
     UPDATE archibald.agents a SET preemptable = false, preempt_at = clock_timestamp() + interval '30 s', doubt_at = NULL, doubts = 0
       FROM asked WHERE a.id = asked.agent_id
@@ -81,7 +81,7 @@ BEGIN
   PERFORM archibald.withdraw_requests(v_lanes);
   RETURN QUERY
     WITH waiting AS MATERIALIZED (
-      SELECT j.id FROM archibald.agents a CROSS JOIN LATERAL archibald.next_write(a.id) AS w JOIN archibald.jobs j ON j.id = w.job
+      SELECT j.ctid AS place FROM archibald.agents a CROSS JOIN LATERAL archibald.next_write(a.id) AS w JOIN archibald.jobs j ON j.id = w.job
        WHERE a.id = ANY (v_lanes) AND a.preempt_at IS NOT NULL
          FOR NO KEY UPDATE OF j SKIP LOCKED
     ), requeued AS (
@@ -89,7 +89,7 @@ BEGIN
          SET run_after = now() + archibald.requeue_delay(j.requeue_count),
              requeue_count = least(j.requeue_count, 2147483646) + 1,
              wait_reason = 'requeue'
-        FROM waiting WHERE j.id = waiting.id
+       WHERE j.ctid = ANY (ARRAY (SELECT place FROM waiting))
       RETURNING j.agent_id, j.user_id, j.id, j.kind, j.class, j.requeue_count, j.run_after
     ), held AS (
       UPDATE archibald.agents a SET preempt_at = r.run_after FROM requeued r WHERE a.id = r.agent_id
@@ -102,13 +102,13 @@ END $$;
 CREATE OR REPLACE FUNCTION archibald.withdraw_requests(p_lanes bigint[]) RETURNS void
 LANGUAGE sql AS $$
   WITH pointless AS MATERIALIZED (
-    SELECT r.id, r.agent_id
+    SELECT r.ctid AS place, r.agent_id
       FROM archibald.agents a JOIN archibald.jobs r ON r.agent_id = a.id AND r.state = 'running'
      WHERE a.id = ANY (p_lanes) AND a.state = 'running' AND r.preempt_requested_at IS NOT NULL
        AND (a.paused_until IS NOT NULL OR NOT EXISTS (SELECT FROM archibald.next_write(a.id)))
        FOR NO KEY UPDATE OF r SKIP LOCKED
   ), taken_back AS (
-    UPDATE archibald.jobs j SET preempt_requested_at = NULL FROM pointless p WHERE j.id = p.id RETURNING j.agent_id
+    UPDATE archibald.jobs j SET preempt_requested_at = NULL WHERE j.ctid = ANY (ARRAY (SELECT place FROM pointless)) RETURNING j.agent_id
   )
   UPDATE archibald.agents a SET preemptable = true, preempt_at = NULL FROM taken_back t WHERE a.id = t.agent_id
 $$;
