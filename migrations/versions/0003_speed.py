@@ -16,8 +16,9 @@ OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
 
-TABLES: tuple[str, ...] = ()
+TABLES = ("0003_enqueue",)
 FUNCTIONS = (
+    "enqueue.v3",
     "wake_lanes.v3",
     "security.v1",  # the last: it fixes what the others made
 )

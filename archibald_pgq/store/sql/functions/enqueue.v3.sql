@@ -1,6 +1,6 @@
 -- Every way into the queue passes here: the trigger fills in the kind's policy, drops duplicates, and decides whether a worker must be
 -- woken. It takes no row lock of a lane and creates no agent: it may run inside a caller's long transaction.
--- The trigger itself stays as enqueue.v1 made it. security.v1 makes the trigger's function and the two that callers call SECURITY DEFINER,
+-- enqueue_many() has looked all this up for its whole set at once, and passes by the trigger: see the end of this file. security.v1 makes the trigger's function and the two that callers call SECURITY DEFINER,
 -- so that who may only enqueue needs no right on the keys, the agents or the policies.
 -- Lock order: key rows of the caller, then the bucket (shared, until the caller commits), then the job row itself.
 
@@ -186,7 +186,7 @@ END $$;
 -- Enqueues one job and returns its id; of a duplicate, the id of the job that is already there.
 CREATE OR REPLACE FUNCTION archibald.enqueue(user_id text, kind text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL,
                                   run_after timestamptz DEFAULT NULL, retried_from bigint DEFAULT NULL) RETURNS bigint
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET archibald.checked = '' AS $$
 #variable_conflict use_column
 DECLARE
   v_job bigint;
@@ -217,29 +217,126 @@ END $$;
 -- Enqueues many jobs at once; all or none. The arrays are parallel, one element per job. Returns the ids in the same order; of a duplicate,
 -- of one of the others too, the id of the job that is already there.
 -- The ids are drawn before, in the order given: jobs of one agent keep it, and whatever was not inserted is known to be a duplicate.
--- Inserted in the order of (user_id, key): two callers take the keys that they share in the same order, and cannot deadlock on them.
+-- What can be a duplicate or is to be refused goes through the trigger, row by row, in the order of (user_id, key): two callers take the keys
+-- that they share in the same order, and cannot deadlock on them. The rest, mostly all, is one statement for the set.
 CREATE OR REPLACE FUNCTION archibald.enqueue_many(user_ids text[], kinds text[], payloads jsonb[], idempotency_keys text[], run_afters timestamptz[])
 RETURNS bigint[]
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET archibald.checked = '' AS $$
 DECLARE
-  v_sequence regclass := pg_get_serial_sequence('archibald.jobs', 'id');
-  v_ids      bigint[] := ARRAY (SELECT nextval(v_sequence) FROM generate_series(1, cardinality(user_ids)));
-  v_new      bigint[];
-  v_place    integer;
+  v_sequence   regclass := pg_get_serial_sequence('archibald.jobs', 'id');
+  v_ids        bigint[] := ARRAY (SELECT nextval(v_sequence) FROM generate_series(1, cardinality(user_ids)));
+  v_now        timestamptz := clock_timestamp();
+  v_classes    text[];        -- NULL: through the trigger
+  v_priorities smallint[];
+  v_attempts   integer[];
+  v_limit      integer;
+  v_new        bigint[] := '{}';
+  v_wake       boolean;
+  v_place      integer;
 BEGIN
+  SELECT array_agg(o.class ORDER BY i.n), array_agg(o.priority ORDER BY i.n), array_agg(o.max_attempts ORDER BY i.n)
+    INTO v_classes, v_priorities, v_attempts
+    FROM unnest(user_ids, kinds, payloads, idempotency_keys, run_afters) WITH ORDINALITY AS i(user_id, kind, payload, key, run_after, n)
+    LEFT JOIN archibald.operations o
+      ON o.kind = i.kind AND o.class <> 'sync' AND i.key IS NULL AND char_length(i.user_id) BETWEEN 1 AND 200
+         AND jsonb_typeof(i.payload) = 'object' AND coalesce(i.run_after, v_now) BETWEEN '0001-01-02Z' AND '9999-12-30Z';
+
+  IF array_position(v_classes, NULL) IS NOT NULL THEN
+    WITH new AS (
+      INSERT INTO archibald.jobs (id, user_id, kind, payload, idempotency_key, run_after) OVERRIDING SYSTEM VALUE
+      SELECT i.id, i.user_id, i.kind, i.payload, i.key, i.run_after
+        FROM unnest(v_ids, user_ids, kinds, payloads, idempotency_keys, run_afters, v_classes)
+             AS i(id, user_id, kind, payload, key, run_after, class)
+       WHERE i.class IS NULL
+       ORDER BY i.user_id, i.key, i.id
+      RETURNING id
+    )
+    SELECT coalesce(array_agg(id), '{}') INTO v_new FROM new;
+  END IF;
+
+  -- Of an agent whose backlog has no room for all of its jobs the trigger finds the one to refuse.
+  v_limit := least((SELECT l.agent_backlog FROM archibald.limits l WHERE l.one),
+                   nullif(current_setting('archibald.agent_backlog', true), '')::integer);
+  IF v_limit IS NOT NULL THEN
+    INSERT INTO archibald.jobs (user_id, kind, payload, run_after)
+    SELECT i.user_id, i.kind, i.payload, i.run_after
+      FROM unnest(user_ids, kinds, payloads, run_afters, v_classes) AS i(user_id, kind, payload, run_after, class)
+     WHERE i.class IS NOT NULL AND i.user_id IN (
+             SELECT u.user_id FROM (SELECT k.user_id, count(*) AS jobs FROM unnest(user_ids, v_classes) AS k(user_id, class)
+                                     WHERE k.class IS NOT NULL GROUP BY k.user_id) AS u
+              WHERE u.jobs + (SELECT count(*) FROM (SELECT FROM archibald.jobs j WHERE j.user_id = u.user_id AND j.state = 'queued'
+                                                     ORDER BY j.id LIMIT (SELECT v_limit)) AS b) > v_limit);
+    IF FOUND THEN
+      -- a job of theirs ended meanwhile, so that the trigger found room: not for us to tell which
+      RAISE EXCEPTION 'the backlog of an agent changed while its jobs were enqueued; enqueue again' USING ERRCODE = '40001';
+    END IF;
+  END IF;
+
+  -- From here until the caller commits nobody may call the lane of one of these agents empty; a later statement reads the lanes.
+  PERFORM pg_advisory_xact_lock_shared(1095910216, b.bucket)
+     FROM (SELECT DISTINCT archibald.bucket(archibald.lock_key(i.user_id)) AS bucket FROM unnest(user_ids, v_classes) AS i(user_id, class)
+            WHERE i.class IS NOT NULL ORDER BY 1) AS b;
+  -- When to wake: see the trigger. Between Bind and Execute lies here what the arrays take to be read, some µs for each job.
+  v_wake := statement_timestamp() - now() > interval '50 microseconds' + cardinality(user_ids) * interval '5 microseconds'
+            OR current_setting('transaction_isolation') <> 'read committed';
+  PERFORM set_config('archibald.checked', 'on', true);
   WITH new AS (
-    INSERT INTO archibald.jobs (id, user_id, kind, payload, idempotency_key, run_after) OVERRIDING SYSTEM VALUE
-    SELECT i.id, i.user_id, i.kind, i.payload, i.key, i.run_after
-      FROM unnest(v_ids, user_ids, kinds, payloads, idempotency_keys, run_afters) AS i(id, user_id, kind, payload, key, run_after)
-     ORDER BY i.user_id, i.key, i.id
-    RETURNING id
+    INSERT INTO archibald.jobs (id, agent_id, user_id, kind, class, due, wake, wait_reason, priority, run_after, max_attempts, payload,
+                                created_at, waiting_since) OVERRIDING SYSTEM VALUE
+    SELECT i.id, a.id, i.user_id, i.kind, i.class, t.due,
+           t.due AND (v_wake OR a.id IS NULL OR a.state = 'idle'
+                      OR (a.state = 'ready' AND (false, i.priority) < (a.head_is_sync, a.head_priority))
+                      OR (a.state = 'running' AND a.preemptable AND i.class = 'write')),
+           CASE WHEN NOT t.due THEN 'delay' END, i.priority, coalesce(i.run_after, v_now), i.attempts, i.payload,
+           v_now, greatest(i.run_after, v_now)
+      FROM unnest(v_ids, user_ids, kinds, payloads, run_afters, v_classes, v_priorities, v_attempts)
+           AS i(id, user_id, kind, payload, run_after, class, priority, attempts)
+     CROSS JOIN LATERAL (SELECT coalesce(i.run_after <= v_now, true) AS due) AS t
+      LEFT JOIN LATERAL (SELECT l.id, l.state, l.head_is_sync, l.head_priority, l.preemptable FROM archibald.agents l
+                          WHERE l.user_id = i.user_id LIMIT 1) AS a ON true
+     WHERE i.class IS NOT NULL
+    RETURNING wake
   )
-  SELECT array_agg(id) INTO v_new FROM new;
+  SELECT bool_or(new.wake) INTO v_wake FROM new;
+  PERFORM set_config('archibald.checked', '', true);
+  IF v_wake AND coalesce(current_setting('archibald.notify', true), '') <> 'off' AND pg_notification_queue_usage() < 0.9 THEN
+    PERFORM pg_notify('archibald', 'wake');
+  END IF;
+
   FOR v_place IN
-    SELECT i.n FROM unnest(v_ids) WITH ORDINALITY AS i(id, n)
-     WHERE NOT EXISTS (SELECT FROM unnest(v_new) AS new(id) WHERE new.id = i.id)
+    SELECT i.n FROM unnest(v_ids, v_classes) WITH ORDINALITY AS i(id, class, n)
+     WHERE i.class IS NULL AND NOT EXISTS (SELECT FROM unnest(v_new) AS new(id) WHERE new.id = i.id)
   LOOP
     v_ids[v_place] := archibald.enqueue(user_ids[v_place], kinds[v_place], payloads[v_place], idempotency_keys[v_place], run_afters[v_place]);
   END LOOP;
   RETURN v_ids;
 END $$;
+
+-- A payload never changes, and to write it out as text takes long when it is long: it is looked at where it is written, and not by a
+-- constraint, which every turn that marks or puts back a job would check again, and every statement read anew.
+CREATE OR REPLACE FUNCTION archibald.check_payload() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF octet_length(NEW.payload::text) > 1048576 THEN
+    RAISE EXCEPTION 'new row for relation "jobs" violates check constraint "jobs_payload_size"'
+      USING ERRCODE = '23514', CONSTRAINT = 'jobs_payload_size', HINT = 'A payload is at most 1048576 bytes as JSON.';
+  END IF;
+  -- deeper than any reader's stack can be trusted with; the same limit as in Python
+  IF NEW.payload @? '$.**{201 to last}' THEN
+    RAISE EXCEPTION 'new row for relation "jobs" violates check constraint "jobs_payload_depth"'
+      USING ERRCODE = '23514', CONSTRAINT = 'jobs_payload_depth', HINT = 'A payload has at most 200 levels.';
+  END IF;
+  RETURN NEW;
+END $$;
+DROP TRIGGER IF EXISTS jobs_payload ON archibald.jobs;
+-- 201 levels take 402 characters
+CREATE TRIGGER jobs_payload BEFORE INSERT OR UPDATE OF payload ON archibald.jobs
+  FOR EACH ROW WHEN (octet_length(NEW.payload::text) > 400) EXECUTE FUNCTION archibald.check_payload();
+
+-- Who may pass by the trigger: enqueue_many(), which says so by a setting, for the length of one statement. Anybody may set it; but it counts
+-- only for who has the right to make triggers on this table, which the functions here have from their owner and no caller has. They begin
+-- with SET archibald.checked = '', so that no caller passes it to them.
+DROP TRIGGER IF EXISTS jobs_before_insert ON archibald.jobs;
+CREATE TRIGGER jobs_before_insert BEFORE INSERT ON archibald.jobs
+  FOR EACH ROW WHEN (current_setting('archibald.checked', true) IS DISTINCT FROM 'on' OR NOT has_table_privilege('archibald.jobs', 'TRIGGER'))
+  EXECUTE FUNCTION archibald.jobs_before_insert();
