@@ -186,11 +186,14 @@ END $$;
 -- Enqueues one job and returns its id; of a duplicate, the id of the job that is already there.
 CREATE OR REPLACE FUNCTION archibald.enqueue(user_id text, kind text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL,
                                   run_after timestamptz DEFAULT NULL, retried_from bigint DEFAULT NULL) RETURNS bigint
-LANGUAGE plpgsql SET archibald.checked = '' AS $$
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
   v_job bigint;
 BEGIN
+  IF current_setting('archibald.checked', true) = 'on' THEN       -- not the caller's to say
+    PERFORM set_config('archibald.checked', '', true);
+  END IF;
   -- A twin can end between "it is there" and "which one is it": then there is room for this job after all.
   FOR round IN 1..100 LOOP
     INSERT INTO archibald.jobs (user_id, kind, payload, idempotency_key, run_after, retried_from)
@@ -221,7 +224,7 @@ END $$;
 -- that they share in the same order, and cannot deadlock on them. The rest, mostly all, is one statement for the set.
 CREATE OR REPLACE FUNCTION archibald.enqueue_many(user_ids text[], kinds text[], payloads jsonb[], idempotency_keys text[], run_afters timestamptz[])
 RETURNS bigint[]
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET archibald.checked = '' AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
   v_sequence   regclass := pg_get_serial_sequence('archibald.jobs', 'id');
   v_ids        bigint[] := ARRAY (SELECT nextval(v_sequence) FROM generate_series(1, cardinality(user_ids)));
@@ -234,6 +237,9 @@ DECLARE
   v_wake       boolean;
   v_place      integer;
 BEGIN
+  IF current_setting('archibald.checked', true) = 'on' THEN       -- not the caller's to say
+    PERFORM set_config('archibald.checked', '', true);
+  END IF;
   SELECT array_agg(o.class ORDER BY i.n), array_agg(o.priority ORDER BY i.n), array_agg(o.max_attempts ORDER BY i.n)
     INTO v_classes, v_priorities, v_attempts
     FROM unnest(user_ids, kinds, payloads, idempotency_keys, run_afters) WITH ORDINALITY AS i(user_id, kind, payload, key, run_after, n)
