@@ -340,8 +340,8 @@ CREATE TRIGGER jobs_payload BEFORE INSERT OR UPDATE OF payload ON archibald.jobs
   FOR EACH ROW WHEN (octet_length(NEW.payload::text) > 400) EXECUTE FUNCTION archibald.check_payload();
 
 -- Who may pass by the trigger: enqueue_many(), which says so by a setting, for the length of one statement. Anybody may set it; but it counts
--- only for who has the right to make triggers on this table, which the functions here have from their owner and no caller has. They begin
--- with SET archibald.checked = '', so that no caller passes it to them.
+-- only for who has the right to make triggers on this table, which the functions here have from their owner and no caller has. They take it
+-- back at their beginning, so that no caller passes it to them. (Not by a SET clause: only a superuser may name a setting of ours there.)
 DROP TRIGGER IF EXISTS jobs_before_insert ON archibald.jobs;
 CREATE TRIGGER jobs_before_insert BEFORE INSERT ON archibald.jobs
   FOR EACH ROW WHEN (current_setting('archibald.checked', true) IS DISTINCT FROM 'on' OR NOT has_table_privilege('archibald.jobs', 'TRIGGER'))
