@@ -1,7 +1,8 @@
 -- Every way into the queue passes here: the trigger fills in the kind's policy, drops duplicates, and decides whether a worker must be
 -- woken. It takes no row lock of a lane and creates no agent: it may run inside a caller's long transaction.
--- enqueue_many() has looked all this up for its whole set at once, and passes by the trigger: see the end of this file. security.v1 makes the trigger's function and the two that callers call SECURITY DEFINER,
--- so that who may only enqueue needs no right on the keys, the agents or the policies.
+-- enqueue_many() has looked all this up for its whole set at once, and passes by the trigger: see the end of this file.
+-- security.v1 makes the trigger's function and the two that callers call SECURITY DEFINER, so that who may only enqueue needs no right on the
+-- keys, the agents or the policies.
 -- Lock order: key rows of the caller, then the bucket (shared, until the caller commits), then the job row itself.
 
 -- Is this key taken? Returns the job that has it, or NULL after giving it to p_job. Holds the key's row until the caller commits, so that
