@@ -7,19 +7,20 @@ the errors of `archibald_pgq.errors`. Must not: be used by a worker's hot path, 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Executable, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from archibald_pgq.errors import ConfigError
-from archibald_pgq.store.engines import async_engine, sync_engine
 from archibald_pgq.store.migrations import NO_SCHEMA, REVISION, judge
+from archibald_pgq.store.pool import AsyncPool, SyncPool
 from archibald_pgq.store.refusals import translated
 from archibald_pgq.store.request import Request, Rows
 
@@ -31,6 +32,7 @@ CallerConnection = psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession
 SyncCallerConnection = psycopg.Connection[Any] | Connection | Session | scoped_session[Any]
 """What a caller of the synchronous client may pass to be part of its transaction."""
 
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 
 
@@ -44,11 +46,11 @@ class Client:
             ConfigError: the DSN cannot be read.
         """
         self.dsn = dsn
-        self._engine = async_engine(dsn)
+        self._pool = AsyncPool(dsn)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._engine.dispose()
+        await self._pool.close()
 
     async def ask(self, request: Request[T], connection: CallerConnection | None = None) -> T:
         """Run a request on `connection`, or on one of our own, and return its answer.
@@ -63,8 +65,9 @@ class Client:
             if connection is not None:
                 rows = await self._on_callers(request, connection)
             else:
-                async with self._engine.connect() as own:
-                    rows = await self._on_sqlalchemy(request, own)
+                async with self._pool.connection() as own:
+                    cursor = await own.execute(*_own(request))
+                    rows = await cursor.fetchall() if cursor.description else []
         return request.read(rows)
 
     async def check(self) -> None:
@@ -74,10 +77,10 @@ class Client:
             DatabaseError, SchemaError: see `store.migrations.check`.
         """
         with translated(self.dsn, ours=True):
-            async with self._engine.connect() as own:
+            async with self._pool.connection() as own:
                 try:
-                    found = (await own.execute(text(REVISION))).first()
-                except DBAPIError as error:
+                    found = await (await own.execute(REVISION)).fetchone()
+                except psycopg.Error as error:
                     if _may_only_enqueue(error):
                         return
                     found = None
@@ -110,11 +113,11 @@ class SyncClient:
             ConfigError: the DSN cannot be read.
         """
         self.dsn = dsn
-        self._engine = sync_engine(dsn)
+        self._pool = SyncPool(dsn)
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._pool.close()
 
     def ask(self, request: Request[T], connection: SyncCallerConnection | None = None) -> T:
         """Run a request on `connection`, or on one of our own, and return its answer.
@@ -127,8 +130,9 @@ class SyncClient:
             if connection is not None:
                 rows = self._on_callers(request, connection)
             else:
-                with self._engine.connect() as own:
-                    rows = self._on_sqlalchemy(request, own)
+                with self._pool.connection() as own:
+                    cursor = own.execute(*_own(request))
+                    rows = cursor.fetchall() if cursor.description else []
         return request.read(rows)
 
     def check(self) -> None:
@@ -137,10 +141,10 @@ class SyncClient:
         Raises:
             DatabaseError, SchemaError: see `store.migrations.check`.
         """
-        with translated(self.dsn, ours=True), self._engine.connect() as own:
+        with translated(self.dsn, ours=True), self._pool.connection() as own:
             try:
-                found = own.execute(text(REVISION)).first()
-            except DBAPIError as error:
+                found = own.execute(REVISION).fetchone()
+            except psycopg.Error as error:
                 if _may_only_enqueue(error):
                     return
                 found = None
@@ -176,11 +180,19 @@ def _text(statement: str) -> Executable:
     return text(_PLACEHOLDER.sub(r":\1", statement))
 
 
-def _may_only_enqueue(error: DBAPIError) -> bool:
+def _own(request: Request[Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return what our own connections, which are the driver's, are to execute."""
+    if isinstance(request.statement, str):
+        return request.statement, request.params
+    compiled = request.statement.compile(dialect=_DIALECT)
+    return str(compiled), compiled.params
+
+
+def _may_only_enqueue(error: psycopg.Error) -> bool:
     """True for a role that may not read the schema's revision: what it does next will tell; False where there is no schema."""
-    if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return True
-    if not isinstance(error.orig, NO_SCHEMA):
+    if not isinstance(error, NO_SCHEMA):
         raise error
     return False
 

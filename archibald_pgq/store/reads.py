@@ -134,4 +134,5 @@ def _record(row: Any) -> JobRecord:
 
 def _made(record: Callable[..., R], row: Any, **meaning: Callable[[str], Any]) -> R:
     """Return a row as a record whose fields are its columns; `meaning` turns the texts of some into what they stand for."""
-    return record(**{**row._mapping, **{name: read(row._mapping[name]) for name, read in meaning.items()}})
+    fields = row._asdict()
+    return record(**{**fields, **{name: read(fields[name]) for name, read in meaning.items()}})

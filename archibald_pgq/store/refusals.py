@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from archibald_pgq.domain.payload import MAX_JSON_BYTES
 from archibald_pgq.errors import (
@@ -25,6 +24,7 @@ from archibald_pgq.errors import (
 from archibald_pgq.store.connect import unreachable
 from archibald_pgq.store.dsn import redacted
 from archibald_pgq.store.migrations import MEND
+from archibald_pgq.store.pool import AllBusyError
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def translated(dsn: str, *, ours: bool) -> Iterator[None]:
     """
     try:
         yield
-    except PoolTimeoutError as error:
+    except AllBusyError as error:
         raise DatabaseError(f"the database at {redacted(dsn)} does not answer: all connections wait") from error
     except (psycopg.Error, DBAPIError) as error:
         answer = _translate(dsn, error)

@@ -16,9 +16,10 @@ OLDEST_CODE = "0001"
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
 
-TABLES = ("0003_turn",)
+TABLES = ("0003_enqueue", "0003_turn")
 FUNCTIONS = (
     "hint.v1",
+    "enqueue.v3",
     "agent_lock.v2",
     "cancel_job.v2",
     "mend_lanes.v2",

@@ -40,7 +40,7 @@ TABLES = {
 # What the enqueuer and the inspector may call, and what not even a worker may; a worker calls everything else.
 ENQUEUER = {"cancel_job", "enqueue", "enqueue_many", "hint", "lock_key", "try_lock_agent", "unlock_agent"}
 INSPECTOR = {"bucket", "lock_key", "odd_lanes", "requeue_delay"}
-NOBODY = {"jobs_before_insert", "queued_sync", "take_key"}
+NOBODY = {"check_payload", "jobs_before_insert", "queued_sync", "take_key"}
 WORKER = {
     "absorb_followups", "agents_to_wake", "ask_for_room", "bucket", "cancel_job", "claim", "discard_job", "drain_for_solo",
     "drop_history_partitions", "drop_stray_locks", "end_jobs", "end_lost_backends", "end_requeue", "enqueue", "enqueue_many",

@@ -581,8 +581,8 @@ def test_a_child_of_a_process_that_used_the_app_shares_no_socket_with_it(databas
         of_the_loop = sockets()
         runner.run(app.enqueue("submit-order", user_id="alice"))
         app.sync.enqueue("submit-order", user_id="alice")
-        checked_out = app.sync._open()._engine.connect()
-        before = checked_out.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        (checked_out,) = app.sync._open()._pool._idle
+        before = checked_out.execute("SELECT pg_backend_pid()").fetchone()[0]
         theirs = sockets()
         assert len(theirs - of_the_loop) == 2
 
@@ -590,16 +590,15 @@ def test_a_child_of_a_process_that_used_the_app_shares_no_socket_with_it(databas
             assert not (sockets() & theirs) - of_the_loop
             with app.sync as queue:
                 queue.enqueue("submit-order", user_id="bob")
-                with queue._open()._engine.connect() as mine:
-                    assert mine.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() != before
+                with queue._open()._pool.connection() as mine:
+                    assert mine.execute("SELECT pg_backend_pid()").fetchone()[0] != before
             asyncio.run(app.enqueue("submit-order", user_id="bob"))
             gc.collect()
             os._exit(0)
 
         for _ in range(3):
             in_child(work)
-        assert checked_out.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() == before
-        checked_out.close()
+        assert checked_out.execute("SELECT pg_backend_pid()").fetchone()[0] == before
         runner.run(app.enqueue("submit-order", user_id="alice"))
         app.sync.enqueue("submit-order", user_id="alice")
         assert sockets() == theirs  # nothing had to be opened anew
