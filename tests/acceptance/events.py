@@ -61,6 +61,11 @@ class JobRow:
     doubtful: bool = False
     """A write that must not be repeated: once interrupted, a person decides."""
 
+    @property
+    def shares(self) -> bool:
+        """True if it may share a turn, and so an epoch, with other jobs of its agent."""
+        return not self.is_sync and not self.doubtful
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:

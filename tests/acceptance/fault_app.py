@@ -48,6 +48,9 @@ def learn_of_claims() -> None:
     """Listen to the worker's log in this process."""
     log = logging.getLogger("archibald_pgq.runtime.registration")
     log.setLevel(logging.DEBUG)
+    logging.getLogger("archibald_pgq.runtime.reconnect").setLevel(
+        logging.DEBUG
+    )  # each attempt, for tests that wait for some
     log.addHandler(Claims(logging.DEBUG))
 
 

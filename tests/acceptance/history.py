@@ -234,13 +234,20 @@ def _fates(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[Job
             yield f"job {job.job_id} of {job.user_id} is completed, but its last run {'was ' + run.how if run else 'is missing'}"
 
 
+def same_turn(before: Interval, run: Interval) -> bool:
+    """True if two runs of an agent, one after the other, may be of jobs that were claimed together."""
+    owner = (run.pid, run.worker_id, run.epoch)
+    return run.epoch > 0 and (before.pid, before.worker_id, before.epoch) == owner and before.job_id != run.job_id
+
+
 def _unfenced(runs: Sequence[Interval], jobs: Sequence[JobRow]) -> Iterator[str]:
-    """Epochs of an agent go up from run to run, and only the last owner of a job wrote its end."""
+    """Epochs of an agent go up from turn to turn, and only the last owner of a job wrote its end."""
+    sharing = {job.job_id for job in jobs if job.shares}
     latest: dict[str, Interval] = {}
     last: dict[int, Interval] = {}
     for run in sorted((run for run in runs if run.epoch), key=lambda run: run.start):
         before = latest.get(run.user_id)
-        if before is not None and run.epoch <= before.epoch:
+        if before is not None and run.epoch <= before.epoch and not (same_turn(before, run) and run.job_id in sharing):
             yield f"job {run.job_id} of {run.user_id} started in epoch {run.epoch} after one of epoch {before.epoch}"
         latest[run.user_id] = last[run.job_id] = run
     for job in jobs:

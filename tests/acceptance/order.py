@@ -1,7 +1,8 @@
 """Promise Q: within an agent, syncs last, then lower priority numbers, then lower ids first.
 
 Guarantees: speaks only of jobs that were certainly in the queue and due when another one was claimed. The claim of a run comes after the
-end of the agent's run before, because the same transaction that lets an agent go puts its job back. A job waits for certain
+end of the agent's run before, because the same transaction that lets an agent go puts its job back. Runs of one epoch were claimed
+together, before the first of them. A job waits for certain
 
 - from its enqueue's return on (a delayed one: from some time after its delay),
 - again from the end of a run that was cut short, preempted or failed, because its place is kept and it is due at once,
@@ -37,9 +38,12 @@ def disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[J
         for number, run in enumerate(ordered):
             if run.job_id not in place:
                 continue
+            first = number  # of the turn that it was claimed with
+            while first and run.epoch and ordered[first - 1].epoch == run.epoch:
+                first -= 1
             chosen_after = (
-                max(_left(old, run, stops) or old.start for old in ordered[:number])
-                if number
+                max(_left(old, run, stops) or old.start for old in ordered[:first])
+                if first
                 else spawned.get(run.pid, 0.0)
             )
             for other in sorted(others):

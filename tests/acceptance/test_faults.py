@@ -498,8 +498,8 @@ async def test_a_reply_that_is_lost_after_the_commit_repeats_nothing(faults: Sce
             await faults.until_started(job)
         else:
             await faults.until_started(job)
-            wire.lose_reply_with(b"settled")
-        following = await faults.enqueue("fault-write", "alice", "short", seconds=0.0)
+            wire.lose_reply_with(b"the next marker")  # the turn that writes the outcome claims the agent's next job
+        following = await faults.enqueue("fault-write", "alice", "short", seconds=0.0, note="the next marker")
         faults.open()
         await wire.lost.wait()
         await faults.until_ended()

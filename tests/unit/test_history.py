@@ -132,6 +132,14 @@ UNFENCED: dict[str, tuple[Spoil, str]] = {
         lambda e, j: (changed(e, 16, epoch=2), changed(e, 17, epoch=2), j.__setitem__(0, replace(j[0], epoch=2))),
         "after one of epoch",
     ),
+    "a sync shares the turn of the job before it": (
+        lambda e, j: (
+            changed(e, 18, epoch=e[16].epoch),
+            changed(e, 19, epoch=e[16].epoch),
+            j.__setitem__(4, replace(j[4], epoch=e[16].epoch)),
+        ),
+        "after one of epoch",
+    ),
     "an overtaken run wrote the end": (
         lambda e, j: j.__setitem__(0, replace(j[0], epoch=2, worker_id=7)),
         "wrote the end",

@@ -108,7 +108,7 @@ BEGIN
        WHERE j.wake ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
   END IF;
   -- By their places, which stay theirs because they are locked. By id, a plan that takes the table for nearly empty (as a vacuum found it
-  -- before 200,000 jobs came in at once) passes over all of them once for each that woke: 8 s and more (seen).
+  -- before 200,000 jobs came in at once) passes over all of them once for each that woke: more than 3 s (seen).
   UPDATE archibald.jobs j SET wake = false, agent_id = v_agents[array_position(v_places, j.ctid)] WHERE j.ctid = ANY (v_places);
   -- a lane that runs is recomputed by its settle
   PERFORM archibald.refresh_lanes(ARRAY (SELECT a.id FROM archibald.agents a WHERE a.id = ANY (v_agents) AND a.state <> 'running'));
