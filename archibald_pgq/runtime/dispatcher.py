@@ -126,12 +126,16 @@ class Dispatcher:
         """Take a turn at once, whether or not anything waits: it tells whether this worker still is one."""
         self._event.set()
 
-    def cut(self) -> None:
-        """Somebody cancelled a job or paused an agent: no lane begins a further job, and what waits for a consumer goes back."""
-        for lane in self.runs.values():
+    def cut(self, lane_id: int | None = None) -> None:
+        """Begin no further job of this lane, or of any: a job that goes before them has come, one was cancelled, or an agent paused.
+
+        What waits for a consumer goes back.
+        """
+        for lane in [lane for owner, lane in self.runs.items() if lane_id in {None, owner.lane}]:
             lane.cut()
-        while self._ahead:
-            self._give_back(self._ahead.popleft())
+            if lane in self._ahead:
+                self._ahead.remove(lane)
+                self._give_back(lane)
 
     def stop_claiming(self) -> None:
         """Claim nothing more, and begin no further job; consumers that wait get a CancelledError."""

@@ -197,7 +197,9 @@ class Registration:
                 run.need_not_make_room()
 
     def _heard(self, text: str) -> None:
-        if text not in {"cancel", "pause", "preempt"}:
+        if text.startswith("turn "):
+            self._dispatcher.cut(int(text.removeprefix("turn ")))
+        elif text not in {"cancel", "pause", "preempt"}:
             self._dispatcher.nudge(look=text != "wake")
         if text in {"cancel", "pause"}:
             self._dispatcher.cut()

@@ -46,16 +46,16 @@ class Mutant:
         """Make the edits."""
         with psycopg.connect(dsn) as connection:
             for edit in self.edits:
-                row = connection.execute(
+                texts = connection.execute(
                     "SELECT pg_get_functiondef(p.oid) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
-                    "WHERE n.nspname = 'archibald' AND p.proname = %s",
-                    (edit.function,),
-                ).fetchone()
-                if row is None or edit.old not in row[0]:
+                    "WHERE n.nspname = 'archibald' AND p.proname = %s AND position(%s IN p.prosrc) > 0",
+                    (edit.function, edit.old),
+                ).fetchall()
+                if len(texts) != 1:
                     raise ValueError(
                         f"mutant {self.name}: {edit.function} has no {edit.old!r}; adapt tests/chaos/mutants.py"
                     )
-                connection.execute(row[0].replace(edit.old, edit.new))
+                connection.execute(texts[0][0].replace(edit.old, edit.new))
             for statement in self.statements:
                 connection.execute(statement.encode())
 

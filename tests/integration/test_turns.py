@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from archibald_pgq import Archibald, JobContext
+from archibald_pgq import Archibald, JobContext, NewJob
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.runtime.lane_run import LaneRun
 from archibald_pgq.store import workers
 from archibald_pgq.store.turn import Mark, Owner, Report, Settlement, Turn, Want
 from tests.hand import Hand, hand
@@ -268,3 +269,52 @@ async def test_a_cancel_reaches_a_turn_before_its_next_job(app: Archibald, look:
         await look.until_state(held.id, "completed")
         await look.until_state(late.id, "cancelled")
     assert "late" not in ran
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_write_goes_before_the_jobs_of_a_turn_that_have_not_begun(
+    app: Archibald, look: Look, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archibald_pgq.runtime.lane_run.LONGEST", 60.0)  # the notification alone does it
+    cut = asyncio.Event()
+    cut_lane = LaneRun.cut
+
+    def cut_and_say(lane: LaneRun) -> None:
+        cut_lane(lane)
+        cut.set()
+
+    monkeypatch.setattr(LaneRun, "cut", cut_and_say)
+    in_hand, go_on = asyncio.Event(), asyncio.Event()
+    ran: list[Any] = []
+
+    @app.operation(READ, job_class="read")
+    async def read(ctx: JobContext, data: dict[str, Any]) -> None:
+        ran.append(data["n"])
+        if data["n"] == "held":
+            in_hand.set()
+            await asyncio.wait_for(go_on.wait(), PATIENCE)
+
+    @app.operation(WRITE, job_class="write", priority=1)
+    async def write(ctx: JobContext, data: dict[str, Any]) -> None:
+        ran.append("write")
+
+    async with working(app):
+        for n in range(9):
+            await app.enqueue(READ, user_id="bob", data={"n": n})
+        await look.until("SELECT count(*) = 9 FROM archibald.job_history")
+        await app.pause_agent("bob")
+        for name in ("held", "later", "last"):
+            await app.enqueue(READ, user_id="bob", data={"n": name})
+        await app.resume_agent("bob")
+        async with asyncio.timeout(PATIENCE):
+            await in_hand.wait()
+        assert await look.value("SELECT max(cardinality(turn_job_ids)) FROM archibald.agents") == 3
+        if many:
+            await app.enqueue_many([NewJob(WRITE, user_id="bob")])
+        else:
+            await app.enqueue(WRITE, user_id="bob")
+        async with asyncio.timeout(PATIENCE):
+            await cut.wait()
+        go_on.set()
+        await look.until("SELECT count(*) = 13 FROM archibald.job_history")
+    assert ran[9:] == ["held", "write", "later", "last"]

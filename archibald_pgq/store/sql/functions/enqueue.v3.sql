@@ -163,7 +163,8 @@ BEGIN
   -- From here until the caller commits nobody may call this agent's lane empty.
   v_key := archibald.lock_key(NEW.user_id);
   PERFORM pg_advisory_xact_lock_shared(1095910216, archibald.bucket(v_key));
-  SELECT id, state, head_is_sync, head_priority, preemptable INTO v_lane FROM archibald.agents WHERE user_id = NEW.user_id;
+  SELECT id, state, head_is_sync, head_priority, preemptable, cardinality(turn_job_ids) AS jobs INTO v_lane
+    FROM archibald.agents WHERE user_id = NEW.user_id;
   NEW.agent_id := v_lane.id;
   -- In an explicit transaction the lane may change before the commit, and outside READ COMMITTED what was read may be old: always wake.
   -- Not by now() <> statement_timestamp(): the extended protocol (every driver with parameters) sets the latter again at Bind and
@@ -177,9 +178,12 @@ BEGIN
     OR (v_lane.state = 'running' AND v_lane.preemptable AND NEW.class = 'write')
     OR statement_timestamp() - now() > interval '50 microseconds'
     OR current_setting('transaction_isolation') <> 'read committed');
-  -- Not into a queue of notifications that is nearly full: a NOTIFY that finds it full fails the commit, and polling does without.
-  IF NEW.wake AND coalesce(current_setting('archibald.notify', true), '') <> 'off' AND pg_notification_queue_usage() < 0.9 THEN
-    PERFORM pg_notify('archibald', 'wake');
+  IF NEW.wake THEN
+    PERFORM archibald.hint('wake');
+  END IF;
+  -- A turn of several jobs is under way, and this one goes before those of them that have not begun.
+  IF v_lane.jobs > 1 AND NEW.due AND (NEW.class = 'sync', NEW.priority) < (v_lane.head_is_sync, v_lane.head_priority) THEN
+    PERFORM archibald.hint('turn ' || v_lane.id);
   END IF;
   RETURN NEW;
 END $$;
@@ -306,9 +310,15 @@ BEGIN
   )
   SELECT bool_or(new.wake) INTO v_wake FROM new;
   PERFORM set_config('archibald.checked', '', true);
-  IF v_wake AND coalesce(current_setting('archibald.notify', true), '') <> 'off' AND pg_notification_queue_usage() < 0.9 THEN
-    PERFORM pg_notify('archibald', 'wake');
+  IF v_wake THEN
+    PERFORM archibald.hint('wake');
   END IF;
+  PERFORM archibald.hint('turn ' || a.id)     -- see the trigger
+     FROM (SELECT i.user_id, min(i.priority) AS priority FROM unnest(user_ids, v_classes, v_priorities, run_afters) AS i(user_id, class, priority, run_after)
+            WHERE i.class IS NOT NULL AND coalesce(i.run_after <= v_now, true) GROUP BY i.user_id) AS u
+    CROSS JOIN LATERAL (SELECT l.id, l.head_is_sync, l.head_priority FROM archibald.agents l
+                         WHERE l.user_id = u.user_id AND cardinality(l.turn_job_ids) > 1 LIMIT 1) AS a
+    WHERE (false, u.priority) < (a.head_is_sync, a.head_priority);
 
   FOR v_place IN
     SELECT i.n FROM unnest(v_ids, v_classes) WITH ORDINALITY AS i(id, class, n)

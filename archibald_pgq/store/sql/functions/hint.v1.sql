@@ -1,4 +1,5 @@
--- Tells workers that there is something to look at: 'wake', 'unlock', 'cancel', 'pause' or 'preempt'. Only a hint: whoever needs it polls too.
+-- Tells workers that there is something to look at: 'wake', 'unlock', 'cancel', 'pause', 'preempt', or 'turn' with a lane whose
+-- turn should begin no further job. Only a hint: whoever needs it polls too.
 -- Not into a queue of notifications that is nearly full, because a NOTIFY that finds it full fails the commit; nor where the caller has
 -- switched notifications off, because a transaction that has notified cannot be prepared.
 -- Takes no lock before the commit; there, all that notify pass one after the other.
