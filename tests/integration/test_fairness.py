@@ -225,3 +225,16 @@ async def test_the_new_jobs_of_one_agent_hide_no_other_agents_however_many_they_
             await look.rows("UPDATE archibald.agents SET state = 'idle', worker_id = NULL, turn_job_ids = '{}'")
             await look.rows("SELECT pg_advisory_unlock_all()")
             await worker.connection.execute("SELECT pg_advisory_unlock_all()")
+
+
+async def test_while_the_look_for_what_woke_rests_no_sync_takes_a_persons_place(look: Look, database: str) -> None:
+    """After a slow look a turn does without one: a person's job may be there, and not be seen yet."""
+    async with hand(database) as worker:
+        await look.value("SELECT archibald.enqueue('alice', 'sync-orders')")
+        await worker.turn(look=True)
+        assert await look.value("SELECT state FROM archibald.agents") == "ready"
+        rest = "SELECT set_config('archibald.wake_rest', (clock_timestamp() + interval '1 min')::text, false)"
+        await worker.connection.execute(rest)
+        await look.value("SELECT archibald.enqueue('bob', 'submit-order')")
+        assert (await worker.turn(want=1)).claimed == []
+        assert [job.user_id for job in (await worker.turn(want=1, look=True)).claimed] == ["bob"]

@@ -272,6 +272,11 @@ BEGIN
   END IF;
   -- Who wants nothing leaves it to those who do, and settles alone: an error in here must not pass for the error of an outcome.
   IF p_want + p_ahead > 0 OR p_look THEN
+    -- While the look for what woke rests, a person's job may wait unseen: no sync takes the place that it would get.
+    IF NOT p_look AND nullif(current_setting('archibald.wake_rest', true), '')::timestamptz > clock_timestamp() THEN
+      p_syncs := 0;
+      p_aged := 0;
+    END IF;
     v_again := archibald.wake_lanes(500, CASE WHEN p_look THEN 500 ELSE 20 END, NOT p_look);
   END IF;
   IF p_look THEN
