@@ -206,6 +206,7 @@ async def test_after_a_death_nobody_is_charged_unmarked_and_the_agent_goes_one_b
         released = await workers.release_fenced(other.connection, 100, 3)
         assert released == [workers.Released("alice", ids[3], "cancelled")]
         assert await look.value("SELECT sum(losses) FROM archibald.jobs") == 0
+        assert await look.job(ids[3], "state", "worker_id") == ("cancelled", silent.worker_id)  # it may have run there
         (job,) = await claim(other)
         assert (job.job_id, job.marked) == (ids[0], True)
         await other.report(Report(owner(job), [ended(job, Outcome.retry("it failed", 0.0))]))

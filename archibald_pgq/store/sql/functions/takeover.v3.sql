@@ -103,7 +103,7 @@ BEGIN
           SELECT g.id, g.agent_id, g.user_id, g.kind, g.class, fate, g.priority, g.run_after, g.requeue_count, v_job.losses, g.attempt,
                  g.max_attempts, g.idempotency_key, g.payload, g.progress, g.progress_label,
                  CASE fate WHEN 'failed' THEN format('its worker died %s times', v_job.losses) ELSE 'cancelled on request' END,
-                 g.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at, g.retried_from,
+                 v_lane.worker_id, v_lane.epoch, g.created_at, g.waiting_since, g.started_at, g.retried_from,
                  g.preempted_by, g.preemptions
             FROM gone g;
         ELSE
