@@ -162,6 +162,7 @@ def register(to: Archibald) -> None:
     to.operation("fault-write", job_class="write", priority=10)(act)
     to.operation("fault-idempotent", job_class="write", priority=20, idempotent=True)(act)
     to.operation("fault-read", job_class="read", priority=30)(act)
+    to.operation("fault-brief", job_class="read", priority=35)(act)
     to.operation("fault-again", job_class="read", priority=30, max_attempts=3)(act)
     to.operation("fault-timed", job_class="read", priority=30, timeout=0.3)(act)
     to.operation("fault-sync", job_class="sync", priority=40)(act)

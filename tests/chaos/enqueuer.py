@@ -27,9 +27,20 @@ REST = 0.05
 CALM = 15.0
 """Seconds before the end in which no long job comes any more, and no long lock: what waits then has to end soon."""
 
-ACTS = {"enqueue": 76, "in a transaction": 4, "roll back": 3, "cancel": 6, "pause": 2, "lock": 5, "retry": 4}
+ACTS = {
+    "enqueue": 72,
+    "burst": 4,
+    "in a transaction": 4,
+    "roll back": 3,
+    "cancel": 6,
+    "pause": 2,
+    "lock": 5,
+    "retry": 4,
+}
 KINDS = {"fault-write": 4, "fault-idempotent": 3, "fault-read": 4, "fault-again": 1, "fault-sync": 2}
 DEEDS = {"short": 88, "block": 3, "stubborn": 5, "fail": 3, "die": 0.4}
+BRIEF = {"short": 96, "block": 2, "fail": 1, "die": 0.4}
+BURST = 8
 LONG_ONES = 0.18
 """How many jobs take longer than the lease: only such a handler shows whether its worker stops it in time, and who ends its job."""
 
@@ -50,7 +61,10 @@ class Enqueuer:
         try:
             match what:
                 case "enqueue":
-                    await self._enqueue(user)
+                    await self._enqueue(user, *self._data())
+                case "burst":
+                    for _ in range(BURST):
+                        await self._enqueue(user, *self._brief())
                 case "in a transaction":
                     await self._enqueue_in_a_transaction(user)
                 case "roll back":
@@ -89,8 +103,13 @@ class Enqueuer:
                 return kind, {"do": "pages", "seconds": seconds}
         return kind, {"do": do, "seconds": seconds}
 
-    async def _enqueue(self, user: str) -> None:
-        kind, data = self._data()
+    def _brief(self) -> tuple[str, dict[str, Any]]:
+        """One of the short jobs that share turns; now and then it takes long after all, or is the end of its worker."""
+        do = self._chance.choices(list(BRIEF), list(BRIEF.values()))[0]
+        seconds = self._chance.uniform(0.2, 0.6) if do == "block" else self._chance.uniform(0.0, 0.004)
+        return "fault-brief", {"do": "short" if do == "block" else do, "seconds": seconds, "attempts": 9}
+
+    async def _enqueue(self, user: str, kind: str, data: dict[str, Any]) -> None:
         # Not of syncs: a later request is coalesced with a delayed one, and would pass for a job that is due.
         delay = 0.0 if kind == "fault-sync" else self._chance.choice((0.0, 0.0, 0.0, 0.0, 0.5))
         key = self._key(user)
