@@ -163,8 +163,6 @@ class Run:
     async def _execute(self) -> Outcome:
         if self._handler is None:
             return Outcome.failed(f"no handler: no live worker has one for {self.job.kind}")
-        if self.reason is not None:  # told to stop before it began
-            return Outcome.cancelled(self.reason) if self.reason is Stop.CANCEL else Outcome.gone_back()
         self._began = self._loop.time()
         if not self._brief:
             self.watch()

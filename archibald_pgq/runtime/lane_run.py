@@ -39,7 +39,6 @@ class LaneRun:
         """Set when no handler code runs any more and none will."""
         self._make_run, self._report = make_run, report
         self._run: Run | None = None
-        self._reason: Stop | None = None
         self._began = self.claimed_at
         self._marked = jobs[0].marked
         self._mark: Mark | None = None
@@ -60,8 +59,6 @@ class LaneRun:
                 break
             self.job = job
             self._run = run = self._make_run(job)
-            if self._reason is not None:  # told to stop before it began
-                run.stop(self._reason)
             began = time.monotonic()
             outcome = await run.execute()
             ended = time.monotonic()
@@ -101,7 +98,7 @@ class LaneRun:
     @property
     def reason(self) -> Stop | None:
         """Why it was told to stop."""
-        return self._reason if self._run is None else self._run.reason
+        return None if self._run is None else self._run.reason
 
     @property
     def active(self) -> bool:
@@ -113,12 +110,10 @@ class LaneRun:
         self._cut = True
 
     def stop(self, reason: Stop) -> None:
-        """Tell the job that runs to stop, and begin no further one."""
-        self._cut = self._run is not None
+        """Tell the job that runs to stop, and begin no further one; the settle knows which of these were cancelled."""
+        self._cut = True
         if self._run is not None:
             self._run.stop(reason)
-        elif self._reason is None or reason is Stop.FENCE:
-            self._reason = reason
 
     def make_room(self, by: str) -> None:
         """Ask a sync to stop for a write of its agent, which `by` names."""
