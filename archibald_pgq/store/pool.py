@@ -8,6 +8,8 @@ the client that asked for it.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  # imported now, as is the next: the first look-up of a host's name would do it,
+import encodings.idna  # noqa: F401  # and a child that is forked during an import waits for it for ever
 import os
 import select
 import socket

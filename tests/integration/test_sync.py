@@ -516,7 +516,7 @@ def test_a_script_that_ends_without_closing_leaves_no_server_behind(data_dir: Pa
 # -- forks, as servers make them that load an app before they divide
 
 FORKED = """
-import asyncio, gc, os, threading
+import asyncio, gc, os, sys, threading
 from archibald_pgq import Archibald
 
 app = Archibald()
@@ -642,6 +642,25 @@ def test_a_fork_while_other_threads_enqueue_stops_nobody(database: str, tmp_path
         database,
     )
     assert ended == Ended(0, "20\n", "")
+
+
+def test_a_first_use_imports_nothing(tmp_path: Path) -> None:
+    """A child that is forked while another thread imports a module waits for it for ever, if it needs that module too."""
+    ended = forking(
+        """
+        from archibald_pgq import DatabaseError
+
+        app = Archibald("postgresql://localhost:1/none")
+        before = set(sys.modules)
+        for use in (lambda: app.sync.enqueue("submit-order", user_id="alice"), lambda: asyncio.run(app.job(1))):
+            try:
+                use()
+            except DatabaseError:
+                print(set(sys.modules) - before)
+        """,
+        tmp_path,
+    )
+    assert ended == Ended(0, "set()\nset()\n", "")
 
 
 def test_a_child_joins_the_embedded_server_by_itself(data_dir: Path, tmp_path: Path) -> None:
