@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from archibald_pgq.domain.outcome import Outcome
 from tests.hand import Hand, hand
 from tests.support import Look
@@ -58,6 +60,44 @@ async def test_a_delay_says_from_when_and_not_in_which_place(look: Look, databas
         await worker.turn(look=True)
         await worker.settle(job)
         assert await run_all(worker) == [delayed, two]
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_jobs_that_no_worker_has_looked_at_yet_are_not_overtaken_by_later_ones(
+    look: Look, database: str, many: bool
+) -> None:
+    """An agent's first jobs are given their lane by a worker, so many at a time; meanwhile later jobs find the lane by themselves."""
+
+    async def enqueue(kind: str) -> int:
+        if many:
+            return int(
+                await look.value(
+                    "SELECT (archibald.enqueue_many(ARRAY['alice'], ARRAY[%s], '{\"{}\"}', NULL, NULL))[1]", kind
+                )
+            )
+        return int(await look.value(ENQUEUE, "alice", kind))
+
+    async def run_all_without_a_look() -> list[int]:
+        ids = []
+        turn = await worker.turn(want=1)
+        while turn.claimed:
+            (job,) = turn.claimed
+            ids.append(job.job_id)
+            turn = await worker.turn((job, Outcome.completed("1")), want=1)
+        return ids
+
+    async with hand(database) as worker:
+        ids = [await look.value(ENQUEUE, "alice", "edit-order") for _ in range(25)]
+        (job,) = (await worker.turn(want=1)).claimed
+        await worker.connection.execute(
+            "SELECT set_config('archibald.wake_rest', (now() + interval '1 h')::text, false)"
+        )
+        ids.append(await enqueue("edit-order"))
+        urgent = await enqueue("submit-order")
+        await worker.settle(job)
+        assert await run_all_without_a_look() == [urgent, *ids[1:20]]
+        await worker.connection.execute("SELECT set_config('archibald.wake_rest', '', false)")
+        assert await run_all_without_a_look() == ids[20:]
 
 
 async def test_what_goes_back_keeps_its_place_and_what_is_retried_takes_it_again(look: Look, database: str) -> None:

@@ -219,6 +219,27 @@ async def test_after_a_death_nobody_is_charged_unmarked_and_the_agent_goes_one_b
 # -- the daemon
 
 
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that returns at once is short, however long this machine takes to run it."""
+    monkeypatch.setattr("archibald_pgq.domain.pace.TURN", 5.0)
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Is set when a turn was told to end at the job that runs."""
+    told = asyncio.Event()
+    cut_lane = LaneRun.cut
+
+    def cut_and_say(lane: LaneRun) -> None:
+        cut_lane(lane)
+        told.set()
+
+    monkeypatch.setattr(LaneRun, "cut", cut_and_say)
+    return told
+
+
+@pytest.mark.usefixtures("slow_machine")
 async def test_a_daemon_learns_which_jobs_are_short_and_marks_one_that_is_not(app: Archibald, look: Look) -> None:
     """Twenty short ones, then one that takes long, and one behind it: that runs after it, and not in its turn."""
     go_on, order = asyncio.Event(), []
@@ -245,7 +266,8 @@ async def test_a_daemon_learns_which_jobs_are_short_and_marks_one_that_is_not(ap
     assert overlaps == 0
 
 
-async def test_a_cancel_reaches_a_turn_before_its_next_job(app: Archibald, look: Look) -> None:
+@pytest.mark.usefixtures("slow_machine")
+async def test_a_cancel_reaches_a_turn_before_its_next_job(app: Archibald, look: Look, cut: asyncio.Event) -> None:
     in_hand, go_on, ran = asyncio.Event(), asyncio.Event(), []
 
     @app.operation(READ, job_class="read")
@@ -265,26 +287,22 @@ async def test_a_cancel_reaches_a_turn_before_its_next_job(app: Archibald, look:
         await app.resume_agent("bob")
         async with asyncio.timeout(PATIENCE):
             await in_hand.wait()
+        cut.clear()
         await app.cancel(late.id)
+        async with asyncio.timeout(PATIENCE):
+            await cut.wait()
         go_on.set()
         await look.until_state(held.id, "completed")
         await look.until_state(late.id, "cancelled")
     assert "late" not in ran
 
 
+@pytest.mark.usefixtures("slow_machine")
 @pytest.mark.parametrize("many", [False, True])
 async def test_a_write_goes_before_the_jobs_of_a_turn_that_have_not_begun(
-    app: Archibald, look: Look, many: bool, monkeypatch: pytest.MonkeyPatch
+    app: Archibald, look: Look, many: bool, cut: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("archibald_pgq.runtime.lane_run.LONGEST", 60.0)  # the notification alone does it
-    cut = asyncio.Event()
-    cut_lane = LaneRun.cut
-
-    def cut_and_say(lane: LaneRun) -> None:
-        cut_lane(lane)
-        cut.set()
-
-    monkeypatch.setattr(LaneRun, "cut", cut_and_say)
     in_hand, go_on = asyncio.Event(), asyncio.Event()
     ran: list[Any] = []
 
@@ -310,6 +328,7 @@ async def test_a_write_goes_before_the_jobs_of_a_turn_that_have_not_begun(
         async with asyncio.timeout(PATIENCE):
             await in_hand.wait()
         assert await look.value("SELECT max(cardinality(turn_job_ids)) FROM archibald.agents") == 3
+        cut.clear()
         if many:
             await app.enqueue_many([NewJob(WRITE, user_id="bob")])
         else:

@@ -67,6 +67,7 @@ LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
   v_op       record;
   v_lane     record;
+  v_behind   boolean := false;
   v_now      timestamptz := clock_timestamp();
   v_key      bigint;
   v_twin     bigint;
@@ -165,14 +166,21 @@ BEGIN
   PERFORM pg_advisory_xact_lock_shared(1095910216, archibald.bucket(v_key));
   SELECT id, state, head_is_sync, head_priority, preemptable, cardinality(turn_job_ids) AS jobs INTO v_lane
     FROM archibald.agents WHERE user_id = NEW.user_id;
-  NEW.agent_id := v_lane.id;
+  -- A job that belongs before this one, or is of its rank, waits for a worker to give it its lane: so does this one, and is given it later.
+  IF v_lane.id IS NOT NULL AND NEW.due THEN
+    v_behind := EXISTS (SELECT FROM archibald.jobs j WHERE j.wake AND j.agent_id IS NULL AND archibald.lock_key(j.user_id) = v_key
+                                                      AND (j.class = 'sync', j.priority) <= (NEW.class = 'sync', NEW.priority));
+  END IF;
+  IF NOT v_behind THEN
+    NEW.agent_id := v_lane.id;
+  END IF;
   -- In an explicit transaction the lane may change before the commit, and outside READ COMMITTED what was read may be old: always wake.
   -- Not by now() <> statement_timestamp(): the extended protocol (every driver with parameters) sets the latter again at Bind and
   -- Execute, so that in autocommit too they differ by 2 to 20 µs, and each enqueue for a busy agent would notify; after a BEGIN of its
   -- own they differ by a round trip, over 60 µs on a local socket (measured). To be wrong costs a notification, or nothing but time:
   -- a settle cannot get the bucket that this transaction holds, and the lane is looked at again.
   NEW.wake := NEW.due AND (
-       v_lane.id IS NULL
+       NEW.agent_id IS NULL
     OR v_lane.state = 'idle'
     OR (v_lane.state = 'ready' AND (NEW.class = 'sync', NEW.priority) < (v_lane.head_is_sync, v_lane.head_priority))
     OR (v_lane.state = 'running' AND v_lane.preemptable AND NEW.class = 'write')
@@ -294,8 +302,8 @@ BEGIN
   WITH new AS (
     INSERT INTO archibald.jobs (id, agent_id, user_id, kind, class, due, wake, wait_reason, priority, run_after, max_attempts, payload,
                                 created_at, waiting_since) OVERRIDING SYSTEM VALUE
-    SELECT i.id, a.id, i.user_id, i.kind, i.class, t.due,
-           t.due AND (v_wake OR a.id IS NULL OR a.state = 'idle'
+    SELECT i.id, CASE WHEN NOT b.behind THEN a.id END, i.user_id, i.kind, i.class, t.due,
+           t.due AND (v_wake OR a.id IS NULL OR b.behind OR a.state = 'idle'
                       OR (a.state = 'ready' AND (false, i.priority) < (a.head_is_sync, a.head_priority))
                       OR (a.state = 'running' AND a.preemptable AND i.class = 'write')),
            CASE WHEN NOT t.due THEN 'delay' END, i.priority, coalesce(i.run_after, v_now), i.attempts, i.payload,
@@ -305,6 +313,10 @@ BEGIN
      CROSS JOIN LATERAL (SELECT coalesce(i.run_after <= v_now, true) AS due) AS t
       LEFT JOIN LATERAL (SELECT l.id, l.state, l.head_is_sync, l.head_priority, l.preemptable FROM archibald.agents l
                           WHERE l.user_id = i.user_id LIMIT 1) AS a ON true
+     CROSS JOIN LATERAL (SELECT a.id IS NOT NULL AND t.due AND EXISTS (
+                           SELECT FROM archibald.jobs j
+                            WHERE j.wake AND j.agent_id IS NULL AND archibald.lock_key(j.user_id) = archibald.lock_key(i.user_id)
+                              AND (j.class = 'sync', j.priority) <= (false, i.priority)) AS behind) AS b
      WHERE i.class IS NOT NULL
     RETURNING wake
   )

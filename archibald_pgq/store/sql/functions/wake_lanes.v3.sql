@@ -15,10 +15,10 @@ DECLARE
 BEGIN
   WITH page AS (
     (SELECT archibald.lock_key(j.user_id) AS key FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) >= v_from
-      ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit)
+      ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT p_limit)
     UNION ALL
     (SELECT archibald.lock_key(j.user_id) FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) < v_from
-      ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit)
+      ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT p_limit)
     LIMIT p_limit
   )
   SELECT count(*), array_agg(DISTINCT page.key) INTO v_jobs, v_keys FROM page;
@@ -26,11 +26,11 @@ BEGIN
     v_key := v_from;
     FOR step IN 1..p_limit / 2 LOOP
       v_key := (SELECT archibald.lock_key(j.user_id) FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) > v_key
-                 ORDER BY archibald.lock_key(j.user_id), j.id LIMIT 1);
+                 ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT 1);
       IF v_key IS NULL AND NOT v_round THEN
         v_round := true;
         v_key := (SELECT archibald.lock_key(j.user_id) FROM archibald.jobs j WHERE j.wake
-                   ORDER BY archibald.lock_key(j.user_id), j.id LIMIT 1);
+                   ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT 1);
       END IF;
       EXIT WHEN v_key IS NULL OR v_round AND v_key >= v_from;
       v_keys := v_keys || v_key;
@@ -40,7 +40,7 @@ BEGIN
     SELECT DISTINCT k.key, first.user_id, v_jobs
       FROM unnest(v_keys) AS k(key)
      CROSS JOIN LATERAL (SELECT j.user_id FROM archibald.jobs j WHERE j.wake AND archibald.lock_key(j.user_id) = k.key
-                          ORDER BY archibald.lock_key(j.user_id), j.id LIMIT 1) AS first;
+                          ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT 1) AS first;
 END $$;
 
 -- At most p_each jobs of one agent: to adopt 500 of an agent's 200,000 takes longer than all the rest of a turn, for which others wait.
@@ -89,7 +89,7 @@ BEGIN
      WHERE NOT EXISTS (SELECT FROM archibald.agents a WHERE a.user_id = u) ORDER BY u
     ON CONFLICT (user_id) DO NOTHING;
   END IF;
-  -- Of each of these agents its oldest jobs, an equal share; and where they are held, whatever can be had.
+  -- Of each of these agents the jobs that run first, an equal share; and where they are held, whatever can be had.
   SELECT array_agg(w.place), array_agg(w.agent) INTO v_places, v_agents
     FROM unnest(v_keys) AS k(key)
    CROSS JOIN LATERAL (
@@ -97,7 +97,7 @@ BEGIN
       FROM archibald.jobs j
      CROSS JOIN LATERAL (SELECT a.id FROM archibald.agents a WHERE a.user_id = j.user_id FOR NO KEY UPDATE SKIP LOCKED) AS a
      WHERE j.wake AND archibald.lock_key(j.user_id) = k.key
-     ORDER BY archibald.lock_key(j.user_id), j.id LIMIT greatest(1, least(p_each, p_limit / cardinality(v_keys)))
+     ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT greatest(1, least(p_each, p_limit / cardinality(v_keys)))
        FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
   IF v_places IS NULL THEN
     v_seen := p_limit;
@@ -105,7 +105,7 @@ BEGIN
       SELECT j.ctid AS place, a.id AS agent
         FROM archibald.jobs j
        CROSS JOIN LATERAL (SELECT a.id FROM archibald.agents a WHERE a.user_id = j.user_id FOR NO KEY UPDATE SKIP LOCKED) AS a
-       WHERE j.wake ORDER BY archibald.lock_key(j.user_id), j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
+       WHERE j.wake ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS w;
   END IF;
   -- By their places, which stay theirs because they are locked. By id, a plan that takes the table for nearly empty (as a vacuum found it
   -- before 200,000 jobs came in at once) passes over all of them once for each that woke: more than 3 s (seen).
