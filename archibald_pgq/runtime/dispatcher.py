@@ -122,8 +122,9 @@ class Dispatcher:
             self._look = True
             self._event.set()
 
-    def check(self) -> None:
-        """Take a turn at once, whether or not anything waits: it tells whether this worker still is one."""
+    def fenced(self) -> None:
+        """Others have this worker's agents: a turn at once says so, or the end of the attempts to reconnect."""
+        self._session.fenced = True
         self._event.set()
 
     def cut(self, lane_id: int | None = None) -> None:

@@ -209,9 +209,9 @@ class Registration:
     # -- what the heartbeat's threads call
 
     def fenced(self) -> None:
-        """Others have this worker's agents: the next turn sees it, and nothing may go on until then."""
+        """Others have this worker's agents: the next turn sees it too, and nothing may go on until then."""
         self._soon(self._stop_runs, Stop.FENCE)
-        self._soon(self._dispatcher.check)
+        self._soon(self._dispatcher.fenced)
 
     def out_of_contact(self) -> None:
         """Half the lease is over: handlers must end before others may start."""

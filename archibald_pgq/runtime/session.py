@@ -62,6 +62,8 @@ class Session:
         is to be written of it.
         """
         self._conninfo, self._connection, self._worker_id, self._lease = conninfo, connection, worker_id, lease
+        self.fenced = False
+        """It is known that this worker is fenced: a connection for it is not worth waiting for."""
         self._runs, self._unknown = runs, unknown
         self._locks = LockCheck(worker_id, lease)
         self._outage = Outage("the dispatcher")
@@ -158,10 +160,16 @@ class Session:
         await self._mend_locks()
 
     async def _reconnect(self, cause: psycopg.Error) -> None:
-        """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease)."""
+        """Get a new connection, however long it takes; running handlers go on meanwhile (the heartbeat watches the lease).
+
+        Raises:
+            FencedError: this worker's lease was taken over.
+        """
         pause = self._outage.goes_on(cause)
         while True:
             await self._connection.close()
+            if self.fenced:
+                raise FencedError
             try:
                 self._connection = await connect(self._conninfo)
                 with deadline(self._connection, self._lease):

@@ -227,6 +227,10 @@ async def scene(database: str) -> AsyncIterator[Scene]:
             made = Scene(database, Path(folder), look, app)
             try:
                 yield made
+            except BaseException:
+                for daemon in made.daemons:  # who reads of the failure wants to know what the workers said
+                    print(f"-- {daemon.name}, exit code {daemon.process.poll()}:\n{daemon.log.read_text()[-20_000:]}")
+                raise
             finally:
                 made.clear()
 

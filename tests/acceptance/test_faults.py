@@ -358,8 +358,9 @@ async def test_stopped_before_it_read_a_large_reply_its_turn_does_not_hold_up_th
     await faults.check()
 
 
+@pytest.mark.parametrize("reconnecting", [False, True])
 async def test_fenced_while_new_connections_are_refused_it_stops_its_handlers_and_registers_when_it_can(
-    faults: Scene, server: Server
+    faults: Scene, server: Server, reconnecting: bool
 ) -> None:
     worker = await faults.start("a", **SHORT)
     job = await faults.enqueue("fault-read", "alice")
@@ -367,6 +368,9 @@ async def test_fenced_while_new_connections_are_refused_it_stops_its_handlers_an
     name = await faults.look.value("SELECT current_database()")
     async with looking(server.admin_dsn) as admin:
         await admin.rows(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        if reconnecting:
+            await faults.look.rows("SELECT pg_terminate_backend(backend_pid) FROM archibald.workers")
+            await worker.until_logged("the dispatcher lost its connection")
         await faults.look.rows("UPDATE archibald.workers SET fenced_at = clock_timestamp()")
         await worker.until_logged("cannot register anew yet")
         assert [event.how for event in faults.events("end", job)] == ["CancelledError"]
