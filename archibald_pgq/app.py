@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from archibald_pgq import config
 from archibald_pgq.domain.backoff import Backoff
@@ -23,13 +23,15 @@ from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
 from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.handle import Job
 from archibald_pgq.runtime.registry import Handler, declared_policy
-from archibald_pgq.runtime.worker import Worker
 from archibald_pgq.source import Source, forget_after_fork
 from archibald_pgq.store import commands, reads
 from archibald_pgq.store.client import CallerConnection, Client
 from archibald_pgq.store.request import Request
 from archibald_pgq.store.target import Target
 from archibald_pgq.sync import SyncArchibald
+
+if TYPE_CHECKING:
+    from archibald_pgq.runtime.worker import Worker
 
 try:
     VERSION = version("archibald-pgq")
@@ -299,6 +301,8 @@ class Archibald:
 
     async def worker(self) -> Worker:
         """Return a worker for this app's operations; `archibald-pgq run` is what usually calls it."""
+        from archibald_pgq.runtime.worker import Worker  # who only enqueues need not wait for it
+
         return Worker(self._source.registry, await self._open(), self.settings, VERSION)
 
     def use(self, target: Target) -> None:

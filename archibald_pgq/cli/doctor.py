@@ -15,7 +15,6 @@ from archibald_pgq.cli.database import open_for_looking
 from archibald_pgq.cli.output import as_json, in_one_line, print_json, show
 from archibald_pgq.cli.queue import AsJson
 from archibald_pgq.domain.doctor.finding import Finding, Severity
-from archibald_pgq.store import doctor as store
 
 SERIOUS = 1
 """Exit code when a finding is serious."""
@@ -28,6 +27,8 @@ def doctor(
     as_json_: AsJson = False,
 ) -> None:
     """Look for what is wrong, and name the remedies. Exit code 1 if anything is serious."""
+    from archibald_pgq.store import doctor as store  # no other command needs to read all its SQL
+
     settings = config.load()
     with open_for_looking(settings) as target:
         mended = store.mend(target.dsn, settings.max_losses) if fix else []

@@ -18,7 +18,6 @@ import typer
 from archibald_pgq import config
 from archibald_pgq.app import Archibald
 from archibald_pgq.errors import ConfigError
-from archibald_pgq.runtime.heartbeat import EXIT_FENCED
 from archibald_pgq.store.target import Target, check_target, open_target
 
 EXAMPLE = "archibald_pgq.examples.erp:app"
@@ -113,6 +112,8 @@ def _from_pyproject(path: Path) -> str | None:
 
 
 async def _serve(app: Archibald, target: Target) -> int:
+    from archibald_pgq.runtime.heartbeat import EXIT_FENCED  # no other command needs a worker's parts
+
     app.use(target)
     worker = await app.worker()
     loop = asyncio.get_running_loop()

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Executable, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import Session, scoped_session
 
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.migrations import NO_SCHEMA, REVISION, judge
@@ -24,15 +22,20 @@ from archibald_pgq.store.pool import AsyncPool, SyncPool
 from archibald_pgq.store.refusals import translated
 from archibald_pgq.store.request import Request, Rows
 
+if TYPE_CHECKING:  # a sixth of what each command would need to start; who passes one of these has imported them
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
+
 T = TypeVar("T")
 
-CallerConnection = psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession | async_scoped_session[Any]
+CallerConnection: TypeAlias = (
+    "psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession | async_scoped_session[Any]"
+)
 """What a caller of the asynchronous client may pass to be part of its transaction."""
 
-SyncCallerConnection = psycopg.Connection[Any] | Connection | Session | scoped_session[Any]
+SyncCallerConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | scoped_session[Any]"
 """What a caller of the synchronous client may pass to be part of its transaction."""
 
-_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 
 
@@ -92,6 +95,8 @@ class Client:
             async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
                 await cursor.execute(_plain(request), request.params)
                 return await cursor.fetchall()
+        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session  # see above
+
         if isinstance(connection, AsyncSession | async_scoped_session):
             return await self._on_sqlalchemy(request, await connection.connection())
         if isinstance(connection, AsyncConnection):
@@ -155,6 +160,8 @@ class SyncClient:
             with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
                 cursor.execute(_plain(request), request.params)
                 return cursor.fetchall()
+        from sqlalchemy.orm import Session, scoped_session  # see above
+
         if isinstance(connection, Session | scoped_session):
             return self._on_sqlalchemy(request, connection.connection())
         if isinstance(connection, Connection):
@@ -180,11 +187,16 @@ def _text(statement: str) -> Executable:
     return text(_PLACEHOLDER.sub(r":\1", statement))
 
 
+@cache
+def _dialect() -> PGDialect_psycopg:
+    return PGDialect_psycopg()  # type: ignore[no-untyped-call]
+
+
 def _own(request: Request[Any]) -> tuple[str, Mapping[str, Any]]:
     """Return what our own connections, which are the driver's, are to execute."""
     if isinstance(request.statement, str):
         return request.statement, request.params
-    compiled = request.statement.compile(dialect=_DIALECT)
+    compiled = request.statement.compile(dialect=_dialect())
     return str(compiled), compiled.params
 
 
