@@ -14,6 +14,7 @@ from typing import Protocol
 from archibald_pgq import config
 from archibald_pgq.runtime.registry import Registry
 from archibald_pgq.store.commands import Limits
+from archibald_pgq.store.pool import let_go_all
 from archibald_pgq.store.target import Target, open_target
 
 
@@ -33,6 +34,7 @@ def forget_after_fork(one: Inherited) -> None:
 
 
 def _forget_all() -> None:
+    let_go_all()  # before anything forgets a connection: Python would close it, and the server say goodbye to the parent
     for one in list(_inheritable):
         one._forget()
 

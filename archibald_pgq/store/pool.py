@@ -53,7 +53,7 @@ class _TimeLoader(TimestamptzLoader):
 _opened: weakref.WeakSet[_Either] = weakref.WeakSet()
 
 
-def _let_go_all() -> None:
+def let_go_all() -> None:
     """In a forked child: close the parent's connections without a word to the server, which would end them for the parent too."""
     for connection in list(_opened):
         if not connection.closed:
@@ -63,7 +63,7 @@ def _let_go_all() -> None:
                 connection.pgconn.finish()
 
 
-os.register_at_fork(after_in_child=_let_go_all)
+os.register_at_fork(after_in_child=let_go_all)
 
 
 def _conninfo(dsn: str) -> str:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -229,7 +230,9 @@ async def scene(database: str) -> AsyncIterator[Scene]:
                 yield made
             except BaseException:
                 for daemon in made.daemons:  # who reads of the failure wants to know what the workers said
-                    print(f"-- {daemon.name}, exit code {daemon.process.poll()}:\n{daemon.log.read_text()[-20_000:]}")
+                    sys.stdout.write(
+                        f"-- {daemon.name}, exit code {daemon.process.poll()}:\n{daemon.log.read_text()[-20_000:]}\n"
+                    )
                 raise
             finally:
                 made.clear()
