@@ -37,7 +37,7 @@ from archibald_pgq import (
     WaitTimeoutError,
 )
 from tests.commands import Ended, environment
-from tests.integration.test_embedded_default import data_dir, servers_of
+from tests.integration.test_embedded_default import data_dir, stopped
 from tests.support import Look, Stage, working
 
 __all__ = ["data_dir"]  # a fixture
@@ -461,7 +461,7 @@ def test_a_script_needs_no_database_of_its_own_and_leaves_no_server_behind(data_
         ARCHIBALD_DATA_DIR=str(data_dir),
     )
     assert ended == Ended(0, "{'order': 7} 1\n" * 2, "")
-    assert not servers_of(data_dir)
+    assert stopped(data_dir)
 
 
 def test_the_embedded_server_stays_until_both_sides_are_closed(data_dir: Path, tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ def test_the_embedded_server_stays_until_both_sides_are_closed(data_dir: Path, t
         ARCHIBALD_DATA_DIR=str(data_dir),
     )
     assert ended == Ended(0, "done\n", "")
-    assert not servers_of(data_dir)
+    assert stopped(data_dir)
 
 
 def test_a_script_that_ends_without_closing_leaves_no_server_behind(data_dir: Path, tmp_path: Path) -> None:
@@ -510,7 +510,7 @@ def test_a_script_that_ends_without_closing_leaves_no_server_behind(data_dir: Pa
         ARCHIBALD_DATA_DIR=str(data_dir),
     )
     assert followed == Ended(0, "1\n", "")
-    assert not servers_of(data_dir)
+    assert stopped(data_dir)
 
 
 # -- forks, as servers make them that load an app before they divide
@@ -687,7 +687,7 @@ def test_a_child_joins_the_embedded_server_by_itself(data_dir: Path, tmp_path: P
         ARCHIBALD_DATA_DIR=str(data_dir),
     )
     assert ended == Ended(0, "2\n", "")
-    assert not servers_of(data_dir)
+    assert stopped(data_dir)
 
 
 def test_a_handle_says_which_job_it_is() -> None:
