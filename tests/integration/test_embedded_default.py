@@ -6,8 +6,8 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
