@@ -99,6 +99,13 @@ SETTINGS: dict[str, Setting] = {
     "lease": Setting(
         "ARCHIBALD_LEASE", "6", "seconds of silence after which a worker's agents are given to others", _seconds(2, 600)
     ),
+    "failover": Setting(
+        "ARCHIBALD_FAILOVER",
+        "0",
+        "1: where the database's server goes down, another takes its place by itself: a worker that is refused a connection stops its handlers "
+        "within the lease, for others may reach the new server already",
+        _switch,
+    ),
     "reserved_consumers": Setting(
         "ARCHIBALD_RESERVED_CONSUMERS",
         "",
@@ -147,6 +154,7 @@ class Settings:
     dedup_window: float
     agent_backlog: int | None
     lease: float
+    failover: bool
     reserved_consumers: int
     preempt_grace: float
     max_preemptions: int

@@ -76,10 +76,14 @@ class Listener(Protocol):
 class Heartbeat:
     """The lease of one registered worker."""
 
-    def __init__(self, conninfo: str, worker_id: int, lease: float, listener: Listener) -> None:
-        """Prepare; `lease` in seconds. The worker was registered just now."""
+    def __init__(self, conninfo: str, worker_id: int, lease: float, listener: Listener, *, failover: bool) -> None:
+        """Prepare; `lease` in seconds. The worker was registered just now.
+
+        `failover`: a server that refuses connections may have been replaced by one that others reach, and counts as silent.
+        """
         self.interval = min(lease / 6, LONGEST_INTERVAL)
         self._conninfo, self._worker_id, self._lease, self._listener = conninfo, worker_id, lease, listener
+        self._failover = failover
         self._acknowledged = boottime()
         self._connection: psycopg.Connection[Any] | None = None
         """The one of the beat that is under way."""
@@ -136,7 +140,7 @@ class Heartbeat:
                     with contextlib.suppress(psycopg.Error):
                         connection.close()
                     connection = None
-                elif server_refuses(self._conninfo, error):
+                elif not self._failover and server_refuses(self._conninfo, error):
                     self._acknowledged = sent
                 self._stopped.wait(self._outage.goes_on(error))
                 continue

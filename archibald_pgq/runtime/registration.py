@@ -52,7 +52,7 @@ class Registration:
     ) -> None:
         """Put the parts together; `client` is for progress, `not_served` is told when the schema was migrated away from this code."""
         self.worker_id = worker_id
-        self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self)
+        self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self, failover=settings.failover)
         self._conninfo, self._registry, self._client, self._settings = conninfo, registry, client, settings
         self._loop = asyncio.get_running_loop()
         self._maintenance = Maintenance(

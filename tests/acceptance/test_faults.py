@@ -646,6 +646,30 @@ async def test_when_the_server_restarts_handlers_go_on_and_each_job_completes_on
             await faults.check()
 
 
+async def test_with_failover_a_server_that_refuses_connections_counts_as_silent(server_of_its_own: OwnServer) -> None:
+    """Another server may have taken its place, which others reach."""
+    server = server_of_its_own
+    async with scene(server.dsn) as faults:
+        worker = await faults.start("a", ARCHIBALD_FAILOVER=1, **SHORT)
+        job = await faults.enqueue("fault-read", "alice")
+        await faults.until_started(job)
+        await server.stop(signal.SIGINT)
+        await worker.until_logged("handlers are cancelled before the lease")
+        await until(lambda: faults.events("end", job))
+        assert [event.how for event in faults.events("end", job)] == ["CancelledError"]
+        await server.start()
+        async with looking(server.dsn) as look:
+            faults.look = look
+            faults.open()
+            await faults.until_ended()
+            assert await look.job(job, "state", "losses") == (
+                "completed",
+                0,
+            )  # nobody took it over, and it was told to go back
+            await faults.stop_all()
+            await faults.check()
+
+
 @takes_long
 async def test_with_the_server_down_a_worker_that_is_told_to_end_does_end(
     server_of_its_own: OwnServer, measured: Measured
