@@ -21,6 +21,7 @@ DEFAULTS = {
     "dedup_window": 30.0,
     "agent_backlog": None,
     "lease": 6.0,
+    "failover": False,
     "reserved_consumers": 2,
     "preempt_grace": 5.0,
     "max_preemptions": 5,
