@@ -102,8 +102,8 @@ SETTINGS: dict[str, Setting] = {
     "failover": Setting(
         "ARCHIBALD_FAILOVER",
         "0",
-        "1: where the database's server goes down, another takes its place by itself: a worker that is refused a connection stops its handlers "
-        "within the lease, for others may reach the new server already",
+        "1: where the database's server goes down, another takes its place by itself: a worker that is refused a connection stops its "
+        "handlers within the lease, for others may reach the new server already",
         _switch,
     ),
     "reserved_consumers": Setting(
