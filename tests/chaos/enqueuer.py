@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from archibald_pgq import Archibald
 from archibald_pgq.errors import ArchibaldError
@@ -30,6 +31,7 @@ CALM = 15.0
 ACTS = {
     "enqueue": 72,
     "burst": 4,
+    "new agent": 2,
     "in a transaction": 4,
     "roll back": 3,
     "cancel": 6,
@@ -41,6 +43,8 @@ KINDS = {"fault-write": 4, "fault-idempotent": 3, "fault-read": 4, "fault-again"
 DEEDS = {"short": 88, "block": 3, "stubborn": 5, "fail": 3, "die": 0.4}
 BRIEF = {"short": 96, "block": 2, "fail": 1, "die": 0.4}
 BURST = 8
+FIRST_JOBS = 24
+"""Of a new agent: more than a worker gives their lane at once."""
 LONG_ONES = 0.18
 """How many jobs take longer than the lease: only such a handler shows whether its worker stops it in time, and who ends its job."""
 
@@ -65,6 +69,8 @@ class Enqueuer:
                 case "burst":
                     for _ in range(BURST):
                         await self._enqueue(user, *self._brief())
+                case "new agent":
+                    await self._new_agent(f"{self._name}-agent-{self._count}")
                 case "in a transaction":
                     await self._enqueue_in_a_transaction(user)
                 case "roll back":
@@ -122,6 +128,18 @@ class Enqueuer:
         key = f"{self._name}-{self._count}"
         append(self._history, Event(now(), "maybe", user_id=user, how=key))
         return key
+
+    async def _new_agent(self, user: str) -> None:
+        """By SQL, one transaction each, for which the client's limit of a backlog does not count."""
+        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
+            for _ in range(FIRST_JOBS):
+                kind, data = self._brief()
+                cursor = await connection.execute(
+                    "SELECT archibald.enqueue(%s, %s, %s, %s)", (user, kind, Jsonb(data), self._key(user))
+                )
+                row = await cursor.fetchone()
+                assert row is not None
+                append(self._history, Event(now(), "enqueued", job_id=row[0], user_id=user))
 
     async def _enqueue_in_a_transaction(self, user: str) -> None:
         kind, data = self._data()
