@@ -61,7 +61,7 @@ async def test_told_to_end_a_worker_claims_nothing_more_and_lets_its_handlers_fi
     ids=["grace over", "second SIGTERM", "second SIGINT"],
 )
 async def test_past_the_grace_a_started_write_needs_review_and_the_rest_goes_back_to_its_place(
-    faults: Scene, grace: float, numbers: list[signal.Signals]
+    faults: Scene, measured: Measured, grace: float, numbers: list[signal.Signals]
 ) -> None:
     worker = await faults.start("a", ARCHIBALD_SHUTDOWN_GRACE=grace)
     write = await faults.enqueue("fault-write", "alice")
@@ -75,7 +75,9 @@ async def test_past_the_grace_a_started_write_needs_review_and_the_rest_goes_bac
     for number in numbers:
         worker.signal(number)
         await worker.until_logged("stopping:")
+    told = now()
     assert await worker.exit_code() == 0
+    measured(f"{len(numbers)} signals, a grace of {grace:g} s: from the last one to the exit", now() - told)
     assert await faults.look.job(write, "state", "error", "attempt", "losses") == ("needs_review", INTERRUPTED, 0, 0)
     for job, place in before.items():
         assert await faults.look.job(job, "state", "attempt", "losses") == ("queued", 0, 0)
@@ -204,7 +206,7 @@ async def test_a_job_that_kills_its_worker_three_times_fails(faults: Scene) -> N
 
 
 async def test_an_operator_who_holds_a_dead_workers_agent_keeps_it_and_the_job_is_requeued(
-    faults: Scene, database: str
+    faults: Scene, database: str, measured: Measured
 ) -> None:
     doomed = await faults.start("a", **SHORT)
     job = await faults.enqueue("fault-read", "alice")
@@ -212,12 +214,16 @@ async def test_an_operator_who_holds_a_dead_workers_agent_keeps_it_and_the_job_i
     await faults.start("b", **SHORT)
     async with looking(database) as operator:
         await faults.kill(doomed)
+        died = now()
         await operator.until("SELECT pg_try_advisory_lock(archibald.lock_key('alice'))")
         await faults.look.until("SELECT requeue_count > 0 FROM archibald.jobs WHERE id = %s", job)
+        measured("operator's lock on a dead worker's agent: from the death to the requeue", now() - died)
         assert await faults.look.job(job, "state", "wait_reason", "losses", "attempt") == ("queued", "requeue", 1, 0)
         faults.open()
         assert await operator.value("SELECT archibald.unlock_agent('alice')")  # its session was left alone
+        freed = now()
         await faults.until_ended()
+        measured("operator's lock on a dead worker's agent: from the unlock to the job's end", now() - freed)
     await faults.stop_all()
     await faults.check()
 
@@ -407,7 +413,9 @@ async def test_stopped_for_less_than_half_the_lease_it_goes_on_and_nothing_is_ta
 # -- handlers that do not do as they are told
 
 
-async def test_a_handler_that_ignores_its_timeout_keeps_its_agent_until_it_ends(faults: Scene) -> None:
+async def test_a_handler_that_ignores_its_timeout_keeps_its_agent_until_it_ends(
+    faults: Scene, measured: Measured
+) -> None:
     await faults.start("a", **SHORT)
     heir = await faults.start("b", **SHORT)
     stubborn = await faults.enqueue("fault-timed", "alice", "ignore")
@@ -426,6 +434,8 @@ async def test_a_handler_that_ignores_its_timeout_keeps_its_agent_until_it_ends(
     faults.open()
     await faults.until_ended()
     assert await faults.look.job(stubborn, "state", "error", "losses") == ("failed", "timed out after 0.3 s", 0)
+    (began,), (ended,) = faults.events("start", stubborn), faults.events("end", stubborn)
+    measured("handler that ignores a timeout of 0.3 s, lease 2 s: kept its agent for", ended.at - began.at)
     assert await faults.look.job(following, "state") == ("completed",)
     await faults.stop_all()
     await faults.check()

@@ -33,17 +33,21 @@ async def faults(database: str) -> AsyncIterator[Scene]:
 # -- what the role or the database may set
 
 
-async def test_a_statement_timeout_of_a_millisecond_for_the_database_does_not_concern_a_worker(faults: Scene) -> None:
+async def test_a_statement_timeout_of_a_millisecond_for_the_database_does_not_concern_a_worker(
+    faults: Scene, measured: Measured
+) -> None:
     name = await faults.look.value("SELECT current_database()")
     worker = await faults.start("a")
     job = await faults.enqueue("fault-write", "alice")
     await faults.until_started(job)
     await faults.look.rows(f"ALTER DATABASE {name} SET statement_timeout = '1ms'")
+    cut = now()
     await faults.look.rows(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
         "WHERE application_name LIKE 'archibald-pgq %%' AND datname = current_database()"
     )
     await worker.until_logged("the dispatcher is connected again")
+    measured("statement_timeout of 1 ms: from the end of the backends to connected again", now() - cut)
     faults.open()
     await faults.until_ended()
     assert await faults.look.job(job, "state", "losses", "attempt") == ("completed", 0, 1)
