@@ -54,10 +54,14 @@ def disorder(runs: Sequence[Interval], events: Sequence[Event], jobs: Sequence[J
 
 
 def _left(old: Interval, new: Interval, stops: dict[int, list[float]]) -> float | None:
-    """The time after which a run can be followed by a new one: its end, or the stop of its process if it was overtaken while stopped."""
-    if old.end <= new.start:
-        return old.end
-    return max((at for at in stops.get(old.pid, []) if old.start < at < new.start), default=None)
+    """The time after which a run can be followed by a new one: its end, or the first stop of its process, while which it may be taken over.
+
+    Also where it ended before the new one's start: that one may have been claimed long before, by a worker whose loop was blocked.
+    """
+    stopped = [at for at in stops.get(old.pid, []) if old.start < at < min(old.end, new.start)]
+    if stopped:
+        return min(stopped)
+    return old.end if old.end <= new.start else None
 
 
 def waits_of(runs: Sequence[Interval], events: Sequence[Event]) -> defaultdict[int, list[tuple[float, float]]]:

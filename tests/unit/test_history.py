@@ -211,6 +211,33 @@ def test_two_runs_that_touch_do_not_overlap_and_a_stopped_process_runs_nothing()
     assert any("ran at once" in sentence for sentence in violations(events, job))
 
 
+def test_a_claim_may_be_as_early_as_the_stop_of_the_owner_before_however_late_its_handler_starts() -> None:
+    """Seen: taken over while stopped, claimed by a worker whose loop was blocked for 3 s then; meanwhile a better job was put back."""
+    events = [
+        Event(0.0, "enqueued", job_id=2, user_id="alice"),
+        Event(0.1, "enqueued", job_id=3, user_id="alice"),
+        Event(1.0, "start", A, "a", 2, "alice"),
+        Event(2.0, "stopped", A),
+        Event(4.2, "enqueued", job_id=1, user_id="alice"),  # job 3 was claimed at 4.1
+        Event(4.7, "continued", A),
+        Event(4.8, "killed", A),
+        Event(7.0, "start", B, "b", 3, "alice"),
+        Event(7.1, "end", B, "b", 3, "alice", "returned"),
+        Event(7.2, "start", B, "b", 1, "alice"),
+        Event(7.3, "end", B, "b", 1, "alice", "returned"),
+    ]
+    jobs = [
+        JobRow(1, "alice", 5, "completed"),
+        JobRow(2, "alice", 10, "needs_review"),
+        JobRow(3, "alice", 10, "completed"),
+    ]
+    assert violations(events, jobs) == []
+    events[4] = replace(events[4], at=1.9)  # before the stop: it was passed over
+    assert violations(sorted(events, key=lambda event: event.at), jobs) == [
+        "job 3 of alice was run before job 1, which goes first"
+    ]
+
+
 def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     assert read(path) == []
