@@ -4,7 +4,7 @@
 # The first of these that is Python 3.11 or newer and can make environments is used. To choose: `make PYTHON=python3.12 test`.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
 # Tests run in so many processes; the tests of one file stay together, one after the other.
-PROCESSES ?= 4
+PROCESSES ?= 3
 # Further arguments for `make run` and for pytest, e.g. `make test ARGS="-k backoff"`.
 ARGS ?=
 

@@ -172,6 +172,7 @@ jobs = Table(
         text("archibald.lock_key(user_id)"),
         text("(class = 'sync')"),
         "priority",
+        "id",
         postgresql_where=text("wake AND agent_id IS NULL"),
     ),
     Index("jobs_sync", "user_id", "kind", postgresql_where=text("state = 'queued' AND class = 'sync'")),

@@ -4,5 +4,5 @@ ALTER TABLE archibald.jobs DROP CONSTRAINT jobs_payload_size, DROP CONSTRAINT jo
 -- In the order of the lane: an agent's first jobs are given their lane in the order in which they run.
 DROP INDEX archibald.jobs_wake;
 CREATE INDEX jobs_wake ON archibald.jobs (archibald.lock_key(user_id), (class = 'sync'), priority, id) WHERE wake;
--- For an enqueue, which must not overtake those of its rank that wait for that. Mostly empty.
-CREATE INDEX jobs_without_lane ON archibald.jobs (archibald.lock_key(user_id), (class = 'sync'), priority) WHERE wake AND agent_id IS NULL;
+-- For an enqueue and a claim, which must not overtake those that go first and wait for that. Mostly empty.
+CREATE INDEX jobs_without_lane ON archibald.jobs (archibald.lock_key(user_id), (class = 'sync'), priority, id) WHERE wake AND agent_id IS NULL;

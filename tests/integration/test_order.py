@@ -100,6 +100,26 @@ async def test_jobs_that_no_worker_has_looked_at_yet_are_not_overtaken_by_later_
         assert await run_all_without_a_look() == ids[20:]
 
 
+async def test_a_claim_finds_the_jobs_that_go_first_also_where_no_worker_has_given_them_their_lane(
+    look: Look, database: str
+) -> None:
+    """They were enqueued while the lane was being made, and the look for what woke rests."""
+    async with hand(database) as worker:
+        worse = [await look.value(ENQUEUE, "alice", "download-ddt-pdf") for _ in range(3)]
+        (job,) = (await worker.turn(want=1)).claimed
+        urgent = [await look.value(ENQUEUE, "alice", "submit-order") for _ in range(2)]
+        later = await look.value(ENQUEUE, "alice", "download-ddt-pdf")
+        await look.rows("UPDATE archibald.jobs SET agent_id = NULL, wake = true WHERE id = ANY (%s)", [*urgent, later])
+        await worker.connection.execute(
+            "SELECT set_config('archibald.wake_rest', (now() + interval '1 h')::text, false)"
+        )
+        order = [job.job_id]
+        while claimed := (await worker.turn((job, Outcome.completed("1")), want=1)).claimed:
+            (job,) = claimed
+            order.append(job.job_id)
+        assert order == [worse[0], *urgent, *worse[1:]]
+
+
 async def test_what_goes_back_keeps_its_place_and_what_is_retried_takes_it_again(look: Look, database: str) -> None:
     async with hand(database) as worker:
         first = await look.value(ENQUEUE, "alice", "download-ddt-pdf")

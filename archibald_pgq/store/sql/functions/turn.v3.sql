@@ -34,6 +34,8 @@ DECLARE
   v_back     bigint[];    -- heads that are syncs which ran before and went back
   v_people   bigint[];    -- lanes whose head is no sync, as far as known
   v_extra    bigint[];    -- lanes that were taken ahead
+  v_unseen   tid[];       -- jobs that have not been given their lane yet …
+  v_theirs   bigint[];    -- … and that lane
   v_yielding bigint[];    -- lanes whose head is a sync that may be asked to make room
   v_start    timestamptz := clock_timestamp();
   v_left     integer := p_want;
@@ -101,6 +103,25 @@ BEGIN
       UPDATE archibald.agents a SET ready_at = now() + interval '30 s' WHERE a.id = ANY (v_odd)
       RETURNING 'contradiction', a.id, a.user_id, a.epoch, NULL::bigint, a.head_kind, NULL, NULL::integer, NULL::integer, NULL::jsonb, NULL::jsonb,
                 NULL::integer, 30::double precision, NULL::boolean;
+  END IF;
+
+  -- Jobs that belong before the last one that comes now, and were enqueued before their agent had a lane: the look for what woke may rest.
+  SELECT array_agg(w.place), array_agg(m.lane) INTO v_unseen, v_theirs
+    FROM unnest(v_mine, v_each) AS m(lane, jobs)
+   CROSS JOIN LATERAL (
+    SELECT q.is_sync, q.priority, q.id
+      FROM (SELECT q.class = 'sync' AS is_sync, q.priority, q.id FROM archibald.jobs q
+             WHERE q.agent_id = m.lane AND q.state = 'queued' AND q.due
+             ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT m.jobs) AS q
+     ORDER BY q.is_sync DESC, q.priority DESC, q.id DESC LIMIT 1) AS last
+   CROSS JOIN LATERAL (SELECT a.user_id, a.lock_key FROM archibald.agents a WHERE a.id = m.lane) AS a
+   CROSS JOIN LATERAL (
+    SELECT j.ctid AS place FROM archibald.jobs j
+     WHERE j.wake AND j.agent_id IS NULL AND archibald.lock_key(j.user_id) = a.lock_key AND j.user_id = a.user_id
+       AND (j.class = 'sync', j.priority, j.id) < (last.is_sync, last.priority, last.id)
+     ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT m.jobs FOR NO KEY UPDATE SKIP LOCKED) AS w;
+  IF v_unseen IS NOT NULL THEN
+    UPDATE archibald.jobs j SET wake = false, agent_id = v_theirs[array_position(v_unseen, j.ctid)] WHERE j.ctid = ANY (v_unseen);
   END IF;
 
   -- The jobs of each lane in their order, as far as they can be locked and belong together: where one cannot be had, none behind it is.
