@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.states import TERMINAL, State
@@ -47,8 +47,7 @@ class JobRecord:
         return self.state in TERMINAL
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
+class ClaimedJob(NamedTuple):
     """A job that this worker owns: what its handler gets, and what its settle must name.
 
     It carries no requeue_count: that number is for people, and no handler may come to depend on it.

@@ -115,8 +115,6 @@ def to_json(value: object, what: str = "payload") -> str:
     Raises:
         InvalidJobError: it is no JSON, has NaN, infinity, NUL or a lone surrogate, is nested deeper than 200 levels, or is over 1 MB.
     """
-    if value is None:
-        return "null"  # what most handlers return
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except RecursionError:

@@ -22,8 +22,8 @@ from archibald_pgq.errors import ArchibaldError, InvalidJobError
 WriteProgress = Callable[[int, int, str | None], Awaitable[None]]
 """Writes (job id, percent, label)."""
 
-SaveState = Callable[[str], Awaitable[None]]
-"""Writes a state, as JSON text."""
+SaveState = Callable[[ClaimedJob, str], Awaitable[None]]
+"""Writes a job's state, as JSON text."""
 
 LONGEST_SECTION = 30.0
 """Seconds for which `uninterruptible` keeps a write of the agent waiting."""
@@ -49,6 +49,10 @@ class _JobLog(logging.LoggerAdapter[logging.Logger]):
         return f"[{extra['kind']} {extra['job_id']} of {extra['user_id']}] {msg}", {**kwargs, "extra": extra}
 
 
+def _nothing() -> None:
+    pass
+
+
 class JobContext:
     """The job that a handler runs.
 
@@ -71,15 +75,15 @@ class JobContext:
         """Told to stop, and its task is cancelled; set by the executor."""
         self.asked = False
         """Asked to make room for a write of its agent; set by the executor."""
-        self.section_ended: Callable[[], None] = lambda: None
+        self.section_ended: Callable[[], None] = _nothing
         """Called when a section that must not be cut has ended; set by the executor."""
-        self._is_sync = job.policy.job_class is JobClass.SYNC
+        self._job = job
         self._sections = 0
         self._section_since = 0.0
         self._write, self._save = write_progress, save_state
         self._pending: tuple[int, str | None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
+        self._over: asyncio.Event | None = None
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -134,12 +138,12 @@ class JobContext:
             InvalidJobError: the job is no sync, or the state is no JSON or too large.
             JobStateError: the job is no longer this worker's. DatabaseError: the database cannot be used.
         """
-        if not self._is_sync:
+        if self._job.policy.job_class is not JobClass.SYNC:
             raise InvalidJobError(f"{self.kind} is no sync; only a sync can save a state")
         text = to_json(state, "state")
         if len(text.encode()) > MAX_STATE_BYTES:
             raise InvalidJobError(f"the state is over {MAX_STATE_BYTES} bytes as JSON; keep large data elsewhere")
-        await self._save(text)
+        await self._save(self._job, text)
         self.state = state
 
     async def progress(self, percent: int, label: str | None = None) -> None:
@@ -154,13 +158,14 @@ class JobContext:
             raise ValueError(f"progress is 0 to 100 percent, not {percent}")
         self._pending = (int(percent), label[:MAX_LABEL].replace("\x00", "") if label else None)
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_pending())
+            self._over = self._over or asyncio.Event()
+            self._writer = asyncio.create_task(self._write_pending(self._over))
 
-    async def _write_pending(self) -> None:
+    async def _write_pending(self, over: asyncio.Event) -> None:
         while self._pending is not None:
             await self._write_last()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), PROGRESS_INTERVAL)
+                await asyncio.wait_for(over.wait(), PROGRESS_INTERVAL)
 
     async def _write_last(self) -> None:
         if self._pending is None:
@@ -177,7 +182,7 @@ class JobContext:
 
         Not at any price: the job's outcome waits for this, and its agent too.
         """
-        if self._writer is not None:
+        if self._writer is not None and self._over is not None:
             self._over.set()  # the writer goes on at once with what is pending, and then ends
             await asyncio.wait({self._writer}, timeout=LAST_WRITE)
             if not self._writer.done():

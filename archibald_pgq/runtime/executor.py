@@ -8,9 +8,9 @@ end maps to exactly one `Outcome`. Must not: talk to the database.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -19,6 +19,7 @@ from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.domain.payload import to_json
 from archibald_pgq.errors import InvalidJobError
 from archibald_pgq.runtime.context import JobContext, SaveState, WriteProgress
+from archibald_pgq.runtime.own_context import InOwnContext
 from archibald_pgq.runtime.registry import Handler
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,12 @@ def error_text(error: BaseException) -> str:
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:MAX_ERROR]
 
 
-def task_name(job: ClaimedJob) -> str:
-    """Return the name of the task in which a job's handler runs; one word."""
-    return f"job-{job.job_id}"
+def _nothing() -> None:
+    pass
 
 
 class Run:
-    """One run of one job."""
+    """One run of one job, in the task of whoever calls `execute`."""
 
     def __init__(
         self,
@@ -85,23 +85,18 @@ class Run:
         """
         self.job = job
         self.reason: Stop | None = None
+        self.active = False
+        """True while handler code may run."""
+        self.ended = False
+        """No handler code runs any more, and none will."""
         self._handler, self._brief, self._grace, self._ask_again = handler, brief, grace, ask_again
         self._context = JobContext(job, write_progress, save_state)
-        self._context.section_ended = self._section_ended
         self._task: asyncio.Task[Any] | None = None
         self._loop = asyncio.get_running_loop()
         self._timers: list[asyncio.TimerHandle] = []
         self._asked_at = self._told_at = self._began = 0.0
-        self._woken: asyncio.Future[None] = self._loop.create_future()
         self._by = ""
         self._forced = False
-        self.ended = asyncio.Event()
-        """Set when no handler code runs any more."""
-
-    @property
-    def active(self) -> bool:
-        """True while handler code may run."""
-        return self._task is not None and not self._task.done()
 
     def stop(self, reason: Stop) -> None:
         """Tell the handler to stop; the first reason stands, but a lost lease outranks all, and making room is outranked by all."""
@@ -111,7 +106,7 @@ class Run:
 
     def make_room(self, by: str) -> None:
         """Ask a sync to stop for a write of its agent; asked again when the grace is over, it is cancelled. `by` names the write."""
-        if self.reason is None and not self.ended.is_set():
+        if self.reason is None and not self.ended:
             self.reason, self._by, self._asked_at = Stop.PREEMPT, by, self._loop.time()
             self._context.asked = True
             self._timers.append(self._loop.call_later(self._grace, self._ask_again))
@@ -136,7 +131,7 @@ class Run:
 
     def _tell(self) -> None:
         self._context.told = True
-        if self._task is not None and not self._task.done():
+        if self.active and self._task is not None:
             self._task.cancel()
             if not self._told_at:
                 self._told_at = self._loop.time()
@@ -153,51 +148,55 @@ class Run:
         )
         self._timers.append(self._loop.call_later(STUBBORN_REPORT, self._report))
 
-    async def execute(self) -> Outcome:
-        """Run the handler to its end and return what came of it."""
+    async def execute(self, waits: Callable[[], None] = _nothing) -> Outcome:
+        """Run the handler to its end and return what came of it; `waits` is called when the handler waits for the first time."""
         try:
-            return await self._execute()
+            return await self._execute(waits)
         finally:
-            self.ended.set()
+            self.ended = True
 
-    async def _execute(self) -> Outcome:
+    async def _execute(self, waits: Callable[[], None]) -> Outcome:
         if self._handler is None:
             return Outcome.failed(f"no handler: no live worker has one for {self.job.kind}")
         self._began = self._loop.time()
         if not self._brief:
             self.watch()
-        self._task = _start(_guarded(self._handler(self._context, self.job.payload)), task_name(self.job))
-        if not self._task.done():
-            self._task.add_done_callback(self._wake)
-            await self._woken  # not the task: whoever waits for it would be cancelled with it
+        task = self._task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # this is a coroutine: for the type checker
+        self._context.section_ended = self._section_ended
+        self.active = True
+        result, error = None, None
+        try:
+            result = await InOwnContext(self._handler(self._context, self.job.payload), waits)
+        except BaseException as raised:  # noqa: BLE001  # also SystemExit: no handler ends the daemon
+            error = raised
+        self.active = False
+        if task.cancelling():
+            await _uncancel(task)
         for timer in self._timers:
             timer.cancel()
         await self._context.finish()
-        return self._outcome(self._task)
+        return self._outcome(result, error)
 
     def watch(self) -> None:
         """See to it that the handler does not exceed its time; called at the start, but for a brief job only where it is none."""
         self._timers.append(self._loop.call_at(self._began + self.job.policy.timeout, self._time_out))
 
-    def _wake(self, _: asyncio.Task[Any]) -> None:
-        if not self._woken.done():
-            self._woken.set_result(None)
-
     def _time_out(self) -> None:
         if self.reason in {None, Stop.PREEMPT} and not self._forced:
             self.stop(Stop.TIMEOUT)
 
-    def _outcome(self, task: asyncio.Task[Any]) -> Outcome:
+    def _outcome(self, result: Any, error: BaseException | None) -> Outcome:
         if self.reason is Stop.TIMEOUT:
             return Outcome.failed(f"timed out after {self.job.policy.timeout:g} s")
-        if not task.cancelled() and task.exception() is None:
-            return _completed(task.result())
+        if error is None:
+            return _completed(result)
         if self.reason is Stop.CANCEL:
             return Outcome.cancelled(self.reason)
         # Asked once, also if that was taken back since: the handler may have seen it before.
         if self.reason is Stop.PREEMPT or (self.reason is None and self._by):
-            if not self._forced and not task.cancelled():
-                return self._after_error(_error_of(task))  # it failed by itself
+            if not self._forced and not isinstance(error, asyncio.CancelledError):
+                return self._after_error(error)  # it failed by itself
             logger.info(
                 "JOB_PREEMPTED: %s (job %d) of %s makes room for %s",
                 self.job.kind,
@@ -208,9 +207,13 @@ class Run:
             return Outcome.preempted()
         if self.reason is not None:
             return Outcome.gone_back(self.reason) if self.job.policy.repeatable else Outcome.needs_review(self.reason)
-        return self._after_error(_error_of(task))
+        return self._after_error(error)
 
     def _after_error(self, error: BaseException) -> Outcome:
+        if isinstance(error, asyncio.CancelledError):
+            error = asyncio.CancelledError("the handler cancelled itself")
+        elif isinstance(error, SystemExit | KeyboardInterrupt):
+            error = HandlerExitError(f"the handler raised {type(error).__name__}")
         text, job = error_text(error), self.job
         logger.info(
             "%s (job %d) of %s failed in attempt %d: %s",
@@ -226,36 +229,26 @@ class Run:
         return Outcome.retry(text, backoff.delay(job.attempt) if backoff else 0.0)
 
 
-def _error_of(task: asyncio.Task[Any]) -> BaseException:
-    error = asyncio.CancelledError("the handler cancelled itself") if task.cancelled() else task.exception()
-    assert error is not None  # noqa: S101  # it neither was cancelled nor returned: for the type checker
-    return error
+_COMPLETED = Outcome.completed("null")
+"""What most handlers come to."""
 
 
 def _completed(result: Any) -> Outcome:
     """The effect stands, so the job is completed even if its result cannot be kept."""
+    if result is None:
+        return _COMPLETED
     try:
         return Outcome.completed(to_json(result, "result"))
     except InvalidJobError as error:
         return Outcome.completed(None, f"completed, but without its result: {error}")
 
 
-if sys.version_info >= (3, 12):
+async def _uncancel(task: asyncio.Task[Any]) -> None:
+    """Take back what a handler was told: it has ended, and its task goes on with the next job.
 
-    def _start(handler: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a handler in a task of its own, and its first step at once: one that does not wait needs no turn of the event loop."""
-        return asyncio.Task(handler, loop=asyncio.get_running_loop(), name=name, eager_start=True)
-
-else:
-
-    def _start(handler: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a handler in a task of its own."""
-        return asyncio.create_task(handler, name=name)
-
-
-async def _guarded(handler: Awaitable[Any]) -> Any:
-    """Keep a handler's SystemExit from ending the daemon: asyncio would re-raise it out of the loop."""
-    try:
-        return await handler
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise HandlerExitError(f"the handler raised {type(error).__name__}") from error
+    A handler that cancels its own task and returns leaves a cancellation that comes with the next wait: this one.
+    """
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.cancelling():
+        task.uncancel()

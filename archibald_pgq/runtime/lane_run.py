@@ -20,6 +20,9 @@ LONGEST = 0.1
 """Seconds after which a turn of a lane begins no further job, and one that was taken ahead and has not begun goes back. A job that runs by
 then is marked running."""
 
+HOGS = 0.001
+"""Seconds for which jobs that never wait may follow each other before the event loop gets its turn."""
+
 
 class LaneRun:
     """The jobs of one ownership of one lane, in their order."""
@@ -37,39 +40,50 @@ class LaneRun:
         """Seconds that each of the jobs took, as far as they ran."""
         self.ended = asyncio.Event()
         """Set when no handler code runs any more and none will."""
+        self.task_name = ""
+        """Of the task in which its handlers run."""
         self._make_run, self._report = make_run, report
         self._run: Run | None = None
         self._began = self.claimed_at
-        self._marked = jobs[0].marked
+        self.marked = jobs[0].marked
+        """It is one job that the database says runs; else they are short, and have mostly ended before anybody looks."""
         self._mark: Mark | None = None
         self._cut = False
+        self._timer: asyncio.TimerHandle | None = None
         self._unwritten: list[Settlement] = []
 
     # -- running
 
-    async def execute(self) -> None:
-        """Run the jobs; those that do not begin go back."""
-        timer = None
-        self._began = time.monotonic()
-        if not self._marked:
-            timer = asyncio.get_running_loop().call_later(LONGEST, self._time_is_over)
+    async def execute(self, task_name: str) -> None:
+        """Run the jobs in this task, of this name; those that do not begin go back."""
+        self.task_name = task_name
+        began = loop_ran = self._began = time.monotonic()
         done = 0
         for job in self.jobs:
-            if self._cut or (done and time.monotonic() - self._began > LONGEST):
+            if self._cut or (done and began - self._began > LONGEST):
                 break
+            if began - loop_ran > HOGS:  # whatever cuts this short arrives in the event loop
+                await asyncio.sleep(0)
+                began = loop_ran = time.monotonic()
             self.job = job
             self._run = run = self._make_run(job)
-            began = time.monotonic()
-            outcome = await run.execute()
+            outcome = await run.execute(self._waits)
             ended = time.monotonic()
             self._unwritten.append(Settlement(job.job_id, outcome, began, ended))
             self.took.append(ended - began)
+            began = ended
             done += 1
             if outcome.event not in (Event.COMPLETE, Event.FAIL):
                 break  # it keeps its place before the others
-        if timer is not None:
-            timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._end(done)
+
+    def _waits(self) -> None:
+        """A handler does not end at once: its turn may become too long."""
+        if self._timer is None and not self.marked:
+            left = self._began + LONGEST - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(left, self._time_is_over)
 
     def give_back(self) -> None:
         """End it before it began: no consumer is left for it, or no contact, or its time is over."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,10 @@ import psycopg
 from archibald_pgq.config import Settings
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.runtime.dispatcher import Dispatcher
-from archibald_pgq.runtime.executor import Run, Stop, task_name
+from archibald_pgq.runtime.executor import Run, Stop
 from archibald_pgq.runtime.heartbeat import EXIT_FENCED, Heartbeat, exit_fenced
 from archibald_pgq.runtime.history import keep_history
+from archibald_pgq.runtime.lane_run import HOGS
 from archibald_pgq.runtime.listener import listen
 from archibald_pgq.runtime.maintenance import Maintenance
 from archibald_pgq.runtime.registry import Registry
@@ -84,7 +86,8 @@ class Registration:
         """
         self.heartbeat.start()
         consumers = [
-            asyncio.create_task(self._consume(), name=f"consumer {n}") for n in range(self._settings.worker_concurrency)
+            asyncio.create_task(self._consume(name := f"consumer-{n}"), name=name)
+            for n in range(self._settings.worker_concurrency)
         ]
         turns = asyncio.create_task(self._dispatcher.run(), name="dispatcher")
         helpers = [
@@ -147,23 +150,27 @@ class Registration:
         )
         return 0
 
-    async def _consume(self) -> None:
+    async def _consume(self, name: str) -> None:
         """One consumer: a lane at a time, and of it a job at a time, until nothing more is claimed."""
+        loop_ran = time.monotonic()
         while True:
             try:
                 lane = await self._dispatcher.next_lane()
             except asyncio.CancelledError:
                 return
-            await lane.execute()
+            await lane.execute(name)
             self._dispatcher.ended(lane)
+            if (now := time.monotonic()) - loop_ran > HOGS:  # lanes that never wait must not keep it from all else
+                await asyncio.sleep(0)
+                loop_ran = now
+
+    async def _write_progress(self, job_id: int, percent: int, label: str | None) -> None:
+        await self._client.ask(commands.progress(job_id, self.worker_id, percent, label))
+
+    async def _save_state(self, job: ClaimedJob, state: str) -> None:
+        await self._client.ask(commands.save_state(job, self.worker_id, state))
 
     def _make_run(self, job: ClaimedJob) -> Run:
-        async def write_progress(job_id: int, percent: int, label: str | None) -> None:
-            await self._client.ask(commands.progress(job_id, self.worker_id, percent, label))
-
-        async def save_state(state: str) -> None:
-            await self._client.ask(commands.save_state(job, self.worker_id, state))
-
         # Which owner a handler runs for: the fence's number, of which no handler gets to know.
         logger.debug(
             "job %d of %s was claimed by worker %d in epoch %d", job.job_id, job.user_id, self.worker_id, job.epoch
@@ -171,8 +178,8 @@ class Registration:
         return Run(
             job,
             self._registry.handler(job.kind),
-            write_progress,
-            save_state,
+            self._write_progress,
+            self._save_state,
             brief=not job.marked,
             grace=self._settings.preempt_grace,
             ask_again=self._maintenance.look_for_requests,
@@ -231,8 +238,8 @@ class Registration:
 
     def running(self) -> list[str]:
         """The handlers that run: the name of each one's task, and what to call it."""
-        jobs = [run.job for run in list(self._dispatcher.runs.values()) if run.active]
-        return [f"{task_name(job)} {job.kind} (job {job.job_id})" for job in jobs]
+        runs = [run for run in list(self._dispatcher.runs.values()) if run.active]
+        return [f"{run.task_name} {run.job.kind} (job {run.job.job_id})" for run in runs]
 
     def handler_code_runs(self) -> bool:
         """True while any handler of this process may run."""

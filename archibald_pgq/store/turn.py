@@ -6,7 +6,7 @@ Owns: the call of `archibald.turn` and the reading of its rows. Must not: decide
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -134,24 +134,25 @@ async def take_turn(
     now = time.monotonic()
     items = [(report.owner.lane, item) for report in reports for item in report.settlements]
     marks = [report.mark for report in reports]
+    outcomes = [item.outcome for _, item in items]
     turn = Turn()
     async with connection.cursor(row_factory=namedtuple_row) as cursor:
         await cursor.execute(
             _TURN,
             (
                 worker_id,
-                [report.owner.lane for report in reports],
-                [report.owner.epoch for report in reports],
-                [mark and mark.job_id for mark in marks],
-                [mark and now - mark.began for mark in marks],
-                [lane for lane, _ in items],
-                [item.job_id for _, item in items],
-                [item.outcome.event.value for _, item in items],
-                [item.outcome.result for _, item in items],
-                [item.outcome.error for _, item in items],
-                [item.outcome.delay for _, item in items],
-                [None if item.began is None else now - item.began for _, item in items],
-                [None if item.ended is None else now - item.ended for _, item in items],
+                _array(report.owner.lane for report in reports),
+                _array(report.owner.epoch for report in reports),
+                _array(mark and mark.job_id for mark in marks),
+                _array(mark and now - mark.began for mark in marks),
+                _array(lane for lane, _ in items),
+                _array(item.job_id for _, item in items),
+                _array(outcome.event.value for outcome in outcomes),
+                [outcome.result for outcome in outcomes],
+                [outcome.error for outcome in outcomes],
+                _array(outcome.delay for outcome in outcomes),
+                _array(item.began and now - item.began for _, item in items),
+                _array(item.ended and now - item.ended for _, item in items),
                 want.jobs,
                 want.syncs,
                 want.aged,
@@ -165,6 +166,11 @@ async def take_turn(
         for row in await cursor.fetchall():
             _read(row, turn)
     return turn
+
+
+def _array(values: Iterable[float | str | None]) -> str:
+    """Return an array as the server reads it, of numbers or plain words; psycopg looks at each element in Python, at ten times the cost."""
+    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
 
 
 @lru_cache(maxsize=1000)

@@ -151,7 +151,7 @@ def context(kind: str, reached: Any = None) -> JobContext:
         lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=policy, saved_state=reached,
     )  # fmt: skip
 
-    async def save(state: str) -> None:
+    async def save(job: ClaimedJob, state: str) -> None:
         assert policy.job_class == "sync"
 
     return JobContext(job, write, save)
