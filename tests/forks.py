@@ -6,15 +6,20 @@ Run by `tests.daemons` with an argument: leaves the fork alone instead, as nobod
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 from archibald_pgq.cli import main
+
+PR_SET_PDEATHSIG = 1
 
 
 def child(one: dict[str, Any], files: list[Any]) -> NoReturn:
@@ -56,15 +61,24 @@ def run(one: dict[str, Any]) -> tuple[int, str, str]:
         return code, texts[0], texts[1]
 
 
+def _end_with_the_starter(middle: int) -> None:
+    """A test that is killed leaves no daemon: it would find the next server that gets the same port, and run jobs there."""
+    while os.getppid() == middle:  # until the starter has adopted it
+        time.sleep(0.001)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def leave(one: dict[str, Any]) -> int:
     """Start one command as an orphan; return its number."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        middle = os.getpid()
         daemon = os.fork()
         if daemon == 0:
             os.close(reading)
             os.close(writing)
+            _end_with_the_starter(middle)
             sys.stdin.close()  # nothing of it may wait for what this program's starter sends
             with Path(os.devnull).open("rb") as nothing, Path(one["log"]).open("ab") as log:
                 child(one, [nothing, log, log])

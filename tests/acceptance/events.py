@@ -11,8 +11,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+BEYOND = 2**22
+"""No process has a number as high."""
 
 END_STATES = frozenset({"completed", "failed", "cancelled", "needs_review"})
 
@@ -94,5 +99,16 @@ def append(path: Path, event: Event) -> None:
 
 
 def read(path: Path) -> list[Event]:
-    """Return the lines in the order in which they were written."""
-    return [Event(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the lines in the order in which they were written, with a number of its own for each process."""
+    return (
+        list(_told_apart(Event(**json.loads(line)) for line in path.read_text().splitlines())) if path.exists() else []
+    )
+
+
+def _told_apart(events: Iterable[Event]) -> Iterator[Event]:
+    """A number is given to another process once its process has died: within ten minutes on a busy machine that numbers to 32,768."""
+    spawned: Counter[int] = Counter()
+    for event in events:
+        spawned[event.pid] += event.what == "spawned"
+        again = max(spawned[event.pid] - 1, 0)
+        yield replace(event, pid=event.pid + again * BEYOND) if again else event

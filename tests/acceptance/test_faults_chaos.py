@@ -16,6 +16,7 @@ SEEDS = (1, 2, 3)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(len(SEEDS) * 90)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_random_faults_find_a_broken_promise(name: str) -> None:
     said: list[str] = []

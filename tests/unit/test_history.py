@@ -245,3 +245,12 @@ def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
     for event in events:
         append(path, event)
     assert read(path) == events
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_is_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    for event in (Event(0.0, "spawned", A, "a"), Event(1.0, "killed", A), Event(2.0, "spawned", A, "c")):
+        append(path, event)
+    append(path, Event(3.0, "start", A, "c", 1, "alice"))
+    old, killed, new, start = (event.pid for event in read(path))
+    assert old == killed != new == start
