@@ -21,7 +21,7 @@ import psycopg
 
 from archibald_pgq.runtime import loop_watch
 from archibald_pgq.runtime.loop_watch import LoopWatch
-from archibald_pgq.runtime.reconnect import Outage
+from archibald_pgq.runtime.reconnect import Outage, in_need
 from archibald_pgq.store.connect import cut, server_refuses
 from archibald_pgq.store.workers import BEAT, Neighbour, neighbours
 
@@ -135,13 +135,7 @@ class Heartbeat:
                 self._connection = connection
                 row = connection.execute(BEAT, {"worker": self._worker_id}).fetchone()
             except psycopg.Error as error:
-                self._unbroken_since = None
-                if connection is not None:
-                    with contextlib.suppress(psycopg.Error):
-                        connection.close()
-                    connection = None
-                elif not self._failover and server_refuses(self._conninfo, error):
-                    self._acknowledged = sent
+                connection = self._missed(connection, error, sent)
                 self._stopped.wait(self._outage.goes_on(error))
                 continue
             finally:
@@ -163,6 +157,21 @@ class Heartbeat:
             self._stopped.wait(max(0.0, self.interval - (boottime() - sent)))
         if connection is not None:
             connection.close()
+
+    def _missed(
+        self, connection: psycopg.Connection[Any] | None, error: psycopg.Error, sent: float
+    ) -> psycopg.Connection[Any] | None:
+        """Take note of a beat that failed; return the connection for the next one, if it is worth keeping."""
+        self._unbroken_since = None
+        if connection is None:
+            if not self._failover and server_refuses(self._conninfo, error):
+                self._acknowledged = sent
+            return None
+        if in_need(error) and not connection.closed:
+            return connection  # it will work again before a new one can be had
+        with contextlib.suppress(psycopg.Error):
+            connection.close()
+        return None
 
     def _watch(self) -> None:
         told = False

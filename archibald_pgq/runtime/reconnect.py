@@ -20,6 +20,15 @@ FIRST = 0.05
 """Seconds, on average, until the first attempt: most connections are lost alone, and the server is there."""
 
 
+_SERVER_IN_NEED = ("53", "58")
+"""Classes of SQLSTATE: a full disk, no memory, an I/O error. It says nothing about a job, so no job may fail by it."""
+
+
+def in_need(error: psycopg.Error) -> bool:
+    """True where the server is short of something: it has no other connection to give either."""
+    return (error.sqlstate or "")[:2] in _SERVER_IN_NEED
+
+
 def jittered(seconds: float) -> float:
     """Return between half and one and a half of it."""
     return seconds * random.uniform(0.5, 1.5)  # noqa: S311  # jitter, not a secret

@@ -19,7 +19,7 @@ from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime.executor import error_text
 from archibald_pgq.runtime.lane_run import LaneRun
 from archibald_pgq.runtime.lock_check import LockCheck
-from archibald_pgq.runtime.reconnect import Outage, jittered
+from archibald_pgq.runtime.reconnect import Outage, in_need, jittered
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import HANGS, connect, deadline, told
@@ -34,9 +34,6 @@ POLL = 1.0
 """Seconds between two turns when nothing happens: what a lost notification can cost."""
 
 _TRANSIENT = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure, errors.QueryCanceled)
-
-_SERVER_IN_NEED = ("53", "58")
-"""Classes of SQLSTATE: a full disk, no memory, an I/O error. It says nothing about a job, so no job may fail by it."""
 
 
 class FencedError(Exception):
@@ -69,6 +66,8 @@ class Session:
         self._outage = Outage("the dispatcher")
         self._had_outage = False
         """And no turn was taken since."""
+        self._unsure = False
+        """A turn failed, and the server was too much in need to say which locks this session still has."""
         self._patience = lease / 2
         """Seconds that a turn gets, so that a new connection has the locks within the lease; twice as many after each one in a row
         that took longer, so that a slow turn of a server that answers does end."""
@@ -79,6 +78,8 @@ class Session:
         Raises:
             psycopg.Error: to be given to `mend`.
         """
+        if self._unsure:
+            await self._compare_locks()
         turn = await self._take_turn(reports, want, look=look, solo=solo)
         self._patience = self._lease / 2
         if self._had_outage:
@@ -128,7 +129,7 @@ class Session:
         if isinstance(error, _TRANSIENT):
             logger.warning("a turn met somebody's lock and is repeated: %s", type(error).__name__)
             return jittered(SOON)
-        if _in_need(error):
+        if in_need(error):
             logger.warning("the server is in need, and the turn is repeated until it is not: %s", told(error))
             return POLL
         await self._one_by_one(error, reports, apply)
@@ -154,7 +155,7 @@ class Session:
                 if self._connection.closed:
                     return
                 stuck.add(report.owner)
-                if not isinstance(error, _TRANSIENT) and not _in_need(error):
+                if not isinstance(error, _TRANSIENT) and not in_need(error):
                     (item,) = report.settlements
                     item.outcome = Outcome.failed(f"its outcome could not be written: {error_text(error)}")
         await self._mend_locks()
@@ -185,16 +186,23 @@ class Session:
                 return
 
     async def _mend_locks(self) -> None:
-        """Compare the locks; where that fails too, a new session takes them all again."""
+        """Compare the locks; where that fails too, a new session takes them all again.
+
+        Not of a server in need: it has no session to give either, and this one's locks would be gone for that.
+        """
         try:
             await self._compare_locks()
         except psycopg.Error as error:
-            await self._reconnect(error)
+            if in_need(error) and not self._connection.closed:
+                self._unsure = True
+            else:
+                await self._reconnect(error)
 
     async def _compare_locks(self) -> None:
         with deadline(self._connection, self._lease):
             for report in await self._locks.compare(self._connection, self._runs):
                 self._unknown(report)
+        self._unsure = False
 
     async def close(self, *, goodbye: bool) -> None:
         """Close the connection: the locks end with it; `goodbye`: say before that this worker ends, owning nothing."""
@@ -205,7 +213,3 @@ class Session:
             logger.info("the database could not be told goodbye: %s", type(error).__name__)
         finally:
             await self._connection.close()
-
-
-def _in_need(error: psycopg.Error) -> bool:
-    return (error.sqlstate or "")[:2] in _SERVER_IN_NEED

@@ -190,7 +190,7 @@ async def test_when_others_exhaust_the_lock_table_a_worker_survives_and_then_goe
             with pytest.raises(psycopg.errors.OutOfMemory):
                 await others.rows("SELECT pg_advisory_lock(n) FROM generate_series(1, 1000000) n")
             faults.open()
-            await worker.until_logged("OutOfMemory")
+            await worker.until_logged("the server is in need")
             assert worker.process.poll() is None
         await faults.look.until("SELECT count(*) < 200 FROM pg_locks")  # the server notices a moment later
         gone = now()
