@@ -11,7 +11,10 @@ TURN = 0.05
 """Seconds of work that one turn of a lane may bring, and that each consumer may have waiting."""
 
 LARGEST = 50
-"""Jobs that one turn of a lane may have, and lanes that may be taken ahead of free consumers."""
+"""Jobs that one turn of a lane may have."""
+
+AHEAD = 100
+"""Lanes that may be taken ahead of free consumers at once: fewer and a turn's own cost shows, more and it is long."""
 
 AT_HAND = 500
 """Jobs that may wait for consumers: more would make turns long, for which other jobs wait."""
@@ -26,8 +29,9 @@ class Pace:
     def __init__(self) -> None:
         """Begin with nothing known: every job comes alone."""
         self._seconds: dict[str, float] = {}
-        self._lane_seconds: float | None = None
-        self._lane_jobs = 1.0
+        self._lane_seconds = TURN
+        self._lane_jobs = float(LARGEST)
+        """Until lanes have shown how many jobs they have, each is taken for a full one."""
 
     def job_ended(self, kind: str, policy: Policy, seconds: float) -> None:
         """Learn from a job's run.
@@ -40,9 +44,8 @@ class Pace:
             self._seconds[kind] = known + _WEIGHT * (seconds - known)
 
     def lane_ended(self, jobs: int, seconds: float) -> None:
-        """Learn from a lane's turn: how many jobs it had, and how long it took."""
-        known = seconds if self._lane_seconds is None else self._lane_seconds
-        self._lane_seconds = known + _WEIGHT * (seconds - known)
+        """Learn from the turn of a lane that might have brought several jobs: how many it had, and how long it took."""
+        self._lane_seconds += _WEIGHT * (seconds - self._lane_seconds)
         self._lane_jobs += _WEIGHT * (jobs - self._lane_jobs)
 
     def short(self) -> dict[str, int]:
@@ -51,10 +54,8 @@ class Pace:
         return {kind: jobs for kind, jobs in several.items() if jobs > 1}
 
     def ahead(self, consumers: int) -> int:
-        """Return how many lanes may wait for `consumers` that are busy: what keeps them so for 50 ms."""
-        if self._lane_seconds is None:
-            return 0
-        lanes = min(consumers * TURN / max(self._lane_seconds, 1e-6), AT_HAND / self._lane_jobs, LARGEST)
+        """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms."""
+        lanes = min(consumers * TURN / 2 / max(self._lane_seconds, 1e-6), AT_HAND / self._lane_jobs, AHEAD)
         return int(lanes)
 
 

@@ -22,11 +22,15 @@ from archibald_pgq.domain.pace import Pace
 from archibald_pgq.runtime.executor import Run, Stop
 from archibald_pgq.runtime.lane_run import LONGEST, LaneRun
 from archibald_pgq.runtime.session import POLL, SOON, FencedError, Session
+from archibald_pgq.runtime.turn_log import say
 from archibald_pgq.store.turn import NOTHING, Owner, Report, Turn, Want
 
 logger = logging.getLogger(__name__)
 
 LARGEST_AGED = 2.0
+
+SHORTLY = 0.02
+"""Seconds until a turn asks what is due next, after one that had jobs to bring and did not stop for that."""
 
 TICKS = 8
 """Turns of the event loop that a turn waits for more outcomes: enough for a handler that returns at once, microseconds otherwise.
@@ -106,7 +110,8 @@ class Dispatcher:
         """A consumer has run this lane's jobs; the next turn writes what came of them."""
         for job, seconds in zip(lane.jobs, lane.took, strict=True):
             self._pace.job_ended(job.kind, job.policy, seconds)
-        self._pace.lane_ended(len(lane.took), sum(lane.took))
+        if not lane.marked:
+            self._pace.lane_ended(len(lane.took), sum(lane.took))
         self._note(lane)
 
     def _note(self, lane: LaneRun) -> None:
@@ -179,6 +184,8 @@ class Dispatcher:
         except TimeoutError:
             return True
         for _ in range(TICKS):  # let every consumer that is about to end hand in its outcome: one turn for all
+            if self._ahead:
+                break  # but they have more to run meanwhile
             await asyncio.sleep(0)
         return False
 
@@ -202,7 +209,7 @@ class Dispatcher:
         if want.jobs:
             self._note_solo(turn)
         self._written(reports, turn)
-        self._say(turn)
+        say(turn)
         lanes = [list(jobs) for _, jobs in itertools.groupby(turn.claimed, key=lambda job: job.lane)]
         self._aged = min(self._aged - (want.aged if lanes else 0) + len(lanes) / 4, LARGEST_AGED)
         for jobs in lanes:
@@ -210,7 +217,9 @@ class Dispatcher:
         await self._session.take_missing_locks()
         if turn.locked:
             return SOON
-        pause = POLL if turn.next_in is None else min(max(turn.next_in, 0.005), POLL)
+        pause = SHORTLY if lanes and self._wishes else POLL
+        if turn.next_in is not None:
+            pause = min(max(turn.next_in, 0.005), POLL)
         return min(pause, LONGEST) if self._ahead else pause
 
     def _reports(self) -> list[Report]:
@@ -225,7 +234,9 @@ class Dispatcher:
             return NOTHING
         jobs = sum(not wish.done() for wish in self._wishes)
         short = self._pace.short()
-        ahead = max(0, self._pace.ahead(self._consumers) - len(self._ahead)) if short and not self._solo else 0
+        # A batch while there is no more than one at hand: this one is run while the next is fetched.
+        batch = self._pace.ahead(self._consumers) if short and not self._solo else 0
+        ahead = batch if len(self._ahead) <= batch else 0
         return Want(jobs, max(0, self._max_syncs - self._running_syncs()), int(self._aged), ahead, short)
 
     def _note_solo(self, turn: Turn) -> None:
@@ -268,20 +279,6 @@ class Dispatcher:
         for owner in turn.unwanted:
             if owner in self.runs:
                 self.runs[owner].stop(Stop.CANCEL)
-
-    def _say(self, turn: Turn) -> None:
-        for requeued in turn.requeued:
-            logger.info(
-                "Re-enqueueing %s for %s (attempt %d, delay %dms)",
-                requeued.kind,
-                requeued.user_id,
-                requeued.requeue_count,
-                round(requeued.delay * 1000),
-            )
-        for user_id in turn.contradictions:
-            logger.error(
-                "the lane of %s is ready while a job of it is marked running; it is set aside for 30 s", user_id
-            )
 
     def _hand_out(self, jobs: Sequence[ClaimedJob]) -> None:
         lane = LaneRun(jobs, self._make_run, self._note)

@@ -69,6 +69,8 @@ class Client:
                 rows = await self._on_callers(request, connection)
             else:
                 async with self._pool.connection() as own:
+                    if request.before is not None:
+                        await own.execute(*request.before)
                     cursor = await own.execute(*_own(request))
                     rows = await cursor.fetchall() if cursor.description else []
         return request.read(rows)
@@ -136,6 +138,8 @@ class SyncClient:
                 rows = self._on_callers(request, connection)
             else:
                 with self._pool.connection() as own:
+                    if request.before is not None:
+                        own.execute(*request.before)
                     cursor = own.execute(*_own(request))
                     rows = cursor.fetchall() if cursor.description else []
         return request.read(rows)

@@ -5,6 +5,7 @@ Owns: these statements, the check of their arguments, and what their answers mea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,7 @@ SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS te
                               ARRAY (SELECT clock_timestamp() + make_interval(secs => d)
                                        FROM unnest(CAST(%(delays)s AS double precision[])) WITH ORDINALITY AS i(d, n) ORDER BY n))
 """
+_EXPECT_AGENTS = "SELECT archibald.expect_agents(CAST(%(user_ids)s AS text[]))"
 # The trigger reads the settings; the CTE is evaluated before the call that depends on it. What is not given stays as the session has it.
 _WITH_LIMITS = """
 WITH setting AS MATERIALIZED (
@@ -122,14 +124,16 @@ def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
         size += len(payloads[-1].encode())
         if size > MAX_MANY_BYTES:
             raise InvalidJobError("the payloads are over 256 MB in all; enqueue them in several calls")
-    params = {
+    params: dict[str, list[Any]] = {
         "user_ids": [job.user_id for job in jobs],
         "kinds": [job.kind for job in jobs],
         "payloads": payloads,
         "keys": [job.idempotency_key for job in jobs],
         "delays": [float(job.delay) or None for job in jobs],
     }
-    return _limited(_ENQUEUE_MANY, params, limits)
+    several = [user_id for user_id, count in Counter(params["user_ids"]).items() if count > 1]
+    before = (_EXPECT_AGENTS, {"user_ids": several}) if several else None
+    return replace(_limited(_ENQUEUE_MANY, params, limits), before=before)
 
 
 def _limited(call: str, params: dict[str, Any], limits: Limits) -> Request[Any]:

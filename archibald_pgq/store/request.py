@@ -20,11 +20,13 @@ class Request(Generic[T]):
         statement: SQL with psycopg's `%(name)s` placeholders, or a SELECT of SQLAlchemy's.
         params: their values.
         read: turns the rows into the answer, or into the error that they stand for.
+        before: what is run before it in a transaction of its own, and so not on a caller's connection: a statement and its parameters.
     """
 
     statement: str | Select[Any]
     params: Mapping[str, Any]
     read: Callable[[Rows], T]
+    before: tuple[str, Mapping[str, Any]] | None = None
 
 
 def nothing(_rows: Rows) -> None:

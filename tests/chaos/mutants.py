@@ -85,13 +85,13 @@ def _know_nothing() -> None:
 def _skip_handlers() -> None:
     execute = Run.execute
 
-    async def skip(self: Run) -> Outcome:
+    async def skip(self: Run, waits: Callable[[], None]) -> Outcome:
         if self.job.job_id % 25 == 0:
-            self.ended.set()
+            self.ended = True
             return Outcome.completed(None)
-        return await execute(self)
+        return await execute(self, waits)
 
-    Run.execute = skip  # type: ignore[method-assign]
+    Run.execute = skip  # type: ignore[method-assign,assignment]
 
 
 def _review_nothing() -> None:
@@ -110,7 +110,8 @@ _ALL = (
         "a worker that was overtaken and does not know it goes on, and what it writes is not refused",
         "wrote the end",
         (
-            Edit("settle", " AND a.worker_id = p_worker AND a.epoch = i.epoch", ""),
+            Edit("settle", "a.id = i.lane AND a.epoch = i.epoch", "a.id = i.lane"),
+            Edit("settle", "(a.state = 'running' AND a.worker_id = p_worker) IS TRUE", "a.state = 'running'"),
             Edit("turn", "w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE", "w.id = p_worker FOR KEY SHARE"),
         ),
         patch=_know_nothing,
@@ -131,7 +132,7 @@ _ALL = (
             Edit("claim", "a.state = 'ready' AND", "a.state IN ('ready', 'running') AND"),
             Edit(
                 "claim",
-                "WHERE EXISTS (SELECT FROM archibald.jobs j WHERE j.agent_id = l AND j.state = 'running')",
+                "WHERE EXISTS (SELECT FROM archibald.jobs j WHERE j.agent_id = m.lane AND j.state = 'running')",
                 "WHERE false",
             ),
             Edit("claim", "ready_at = NULL, retry_at = NULL", "ready_at = clock_timestamp(), retry_at = NULL"),

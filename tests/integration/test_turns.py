@@ -174,6 +174,22 @@ async def test_a_row_that_a_caller_holds_keeps_its_lane_only(look: Look, databas
         assert await look.value("SELECT count(*) FROM archibald.job_history") == 4
 
 
+async def test_a_later_job_of_a_turn_that_a_caller_holds_does_not_keep_what_ran_before_it(
+    look: Look, database: str
+) -> None:
+    """It never began: it goes back without being written."""
+    async with hand(database) as worker, looking(database) as caller:
+        ids = await enqueued(look, "alice", READ, READ)
+        jobs = await claim(worker)
+        async with caller.connection.transaction():
+            await caller.rows("SELECT FROM archibald.jobs WHERE id = %s FOR UPDATE", ids[1])
+            assert await worker.report(Report(owner(jobs[0]), [ended(jobs[0]), back(jobs[1])])) == Turn()
+            assert await states(look) == [(ids[0], "completed"), (ids[1], "queued")]
+            assert await claim(worker) == []
+        await look.until("SELECT ready_at <= clock_timestamp() FROM archibald.agents")
+        assert [job.job_id for job in await claim(worker)] == [ids[1]]
+
+
 async def test_the_history_tells_when_each_job_of_a_turn_ran(look: Look, database: str) -> None:
     async with hand(database) as worker:
         await enqueued(look, "alice", READ, READ)

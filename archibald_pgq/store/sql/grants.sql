@@ -46,7 +46,7 @@ BEGIN
      WHERE p.pronamespace = 'archibald'::regnamespace
        AND CASE r.role
              -- an index of jobs is made of lock_key; unlock_agent, which runs with its caller's rights, gives a hint
-             WHEN 'archibald_enqueuer' THEN p.proname IN ('enqueue', 'enqueue_many', 'cancel_job', 'try_lock_agent', 'unlock_agent', 'hint', 'lock_key')
+             WHEN 'archibald_enqueuer' THEN p.proname IN ('enqueue', 'enqueue_many', 'expect_agents', 'cancel_job', 'try_lock_agent', 'unlock_agent', 'hint', 'lock_key')
              -- the parts of an enqueue are not for anybody
              WHEN 'archibald_worker' THEN p.proname NOT IN ('jobs_before_insert', 'check_payload', 'take_key', 'queued_sync')
              ELSE p.proname IN ('lock_key', 'bucket', 'requeue_delay', 'odd_lanes') END
