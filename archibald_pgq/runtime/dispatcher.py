@@ -281,6 +281,10 @@ class Dispatcher:
                 self.runs[owner].stop(Stop.CANCEL)
 
     def _hand_out(self, jobs: Sequence[ClaimedJob]) -> None:
+        known = self.runs.get(Owner(jobs[0].lane, jobs[0].epoch))
+        if known is not None:
+            known.go_on(jobs)
+            return
         lane = LaneRun(jobs, self._make_run, self._note)
         self.runs[lane.owner] = lane
         while self._wishes and self._in_contact():

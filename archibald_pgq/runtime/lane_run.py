@@ -1,4 +1,4 @@
-"""One turn of one lane: the jobs of one agent that were claimed together, run one after the other.
+"""One turn of one lane: the jobs of one agent that were claimed together, or while these ran, run one after the other.
 
 Owns: which of them runs, what came of those that ran, and what the database does not know of it yet. Guarantees: never two at once; once it
 is told to stop, or its time is over, no further job begins and the rest goes back. Must not: talk to the database.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
@@ -19,6 +19,12 @@ from archibald_pgq.store.turn import Mark, Owner, Report, Settlement
 LONGEST = 0.1
 """Seconds after which a turn of a lane begins no further job, and one that was taken ahead and has not begun goes back. A job that runs by
 then is marked running."""
+
+AT_HAND = 0.005
+"""Seconds of work that are left when a lane asks for its next jobs: a turn takes less, mostly, so that they arrive in time."""
+
+MOST = 500
+"""Jobs after which a lane asks for no more: what ran is kept in mind until its end."""
 
 HOGS = 0.001
 """Seconds for which jobs that never wait may follow each other before the event loop gets its turn."""
@@ -32,7 +38,7 @@ class LaneRun:
     ) -> None:
         """Prepare; `report` is called when there is something to write before the end."""
         self.owner = Owner(jobs[0].lane, jobs[0].epoch)
-        self.jobs = jobs
+        self.jobs = list(jobs)
         self.job = jobs[0]
         """The job that runs, or that ran last."""
         self.claimed_at = time.monotonic()
@@ -47,7 +53,10 @@ class LaneRun:
         self._began = self.claimed_at
         self.marked = jobs[0].marked
         """It is one job that the database says runs; else they are short, and have mostly ended before anybody looks."""
+        self._given = {job.job_id for job in jobs}
         self._mark: Mark | None = None
+        self._asks = self._asked = False
+        """It asks for more jobs; and has done so since the last ones came."""
         self._cut = False
         self._timer: asyncio.TimerHandle | None = None
         self._unwritten: list[Settlement] = []
@@ -59,12 +68,13 @@ class LaneRun:
         self.task_name = task_name
         began = loop_ran = self._began = time.monotonic()
         done = 0
-        for job in self.jobs:
+        for job in self.jobs:  # which grow meanwhile, or are cut off
             if self._cut or (done and began - self._began > LONGEST):
                 break
             if began - loop_ran > HOGS:  # whatever cuts this short arrives in the event loop
                 await asyncio.sleep(0)
                 began = loop_ran = time.monotonic()
+            self._ask(done)
             self.job = job
             self._run = run = self._make_run(job)
             outcome = await run.execute(self._waits)
@@ -78,6 +88,38 @@ class LaneRun:
         if self._timer is not None:
             self._timer.cancel()
         self._end(done)
+
+    def _ask(self, done: int) -> None:
+        """Ask for more jobs at the last moment at which there is enough left to do until they come."""
+        if done and not self._asked and not self.marked and done < MOST:
+            each = self.took[-1]
+            if AT_HAND <= (len(self.jobs) - done) * each < AT_HAND + each:
+                self._asks = self._asked = True
+                self._report(self)
+
+    def go_on(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Run these too, which were claimed for this ownership of the lane; those that come too late go back."""
+        self._given |= {job.job_id for job in jobs}
+        if self.ended.is_set() or self._cut:
+            self._put_back(job.job_id for job in jobs)
+            return
+        self._asked = False
+        self._began = time.monotonic()
+        self.jobs += jobs
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._waits()
+
+    def owns(self, job_ids: Iterable[int]) -> None:
+        """The database says that these are in this lane's turn; those that never arrived here go back."""
+        unknown = [job_id for job_id in job_ids if job_id not in self._given]
+        self._given.update(unknown)
+        self._put_back(unknown)
+
+    def _put_back(self, job_ids: Iterable[int]) -> None:
+        self._unwritten += [Settlement(job_id, Outcome.gone_back()) for job_id in job_ids]
+        self._report(self)
 
     def _waits(self) -> None:
         """A handler does not end at once: its turn may become too long."""
@@ -143,7 +185,7 @@ class LaneRun:
 
     def report(self) -> Report | None:
         """Return what the database is to be told now, if anything: all outcomes at the end, and before it when a job is to be marked."""
-        if not self.ended.is_set() and self._mark is None:
+        if not self.ended.is_set() and self._mark is None and not self._asks:
             return None
         mark = None if self.ended.is_set() else self._mark
         return Report(self.owner, list(self._unwritten), mark)
@@ -151,6 +193,7 @@ class LaneRun:
     def written(self, report: Report) -> bool:
         """This report was written; return True if with it all is told and the lane is free."""
         del self._unwritten[: len(report.settlements)]
+        self._asks = False
         if report.mark is not None:
             self._mark = None
         return self.ended.is_set() and not self._unwritten

@@ -45,7 +45,7 @@ class LockCheck:
     ) -> list[Report]:
         """Compare both ways, and mend; return what must be written for lanes of which nothing is known here.
 
-        They were claimed by a turn whose reply was lost: no handler started, so they go back.
+        They were claimed by a turn whose reply was lost: no handler started, so they go back, as do such jobs of lanes that are known.
         """
         owned = await store.owned_lanes(connection, self._worker_id)
         await store.drop_stray_locks(connection, self._worker_id)
@@ -55,7 +55,9 @@ class LockCheck:
             run = runs.get(lane.owner)
             if run is None:
                 unknown.append(Report(lane.owner, [Settlement(job_id, Outcome.gone_back()) for job_id in lane.job_ids]))
-            elif lane.locked:
+                continue
+            run.owns(lane.job_ids)
+            if lane.locked:
                 self._untaken.pop(lane.owner, None)
             elif now > self._untaken.setdefault(lane.owner, now + self._lease) and run.reason is not Stop.FENCE:
                 logger.error(

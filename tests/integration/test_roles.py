@@ -51,9 +51,9 @@ ENQUEUER = {
 INSPECTOR = {"bucket", "lock_key", "odd_lanes", "requeue_delay"}
 NOBODY = {"check_payload", "jobs_before_insert", "queued_sync", "take_key"}
 WORKER = {
-    "absorb_followups", "add_lanes", "agents_to_wake", "ask_for_room", "bucket", "cancel_job", "claim", "discard_job", "drain_for_solo",
-    "drop_history_partitions", "drop_stray_locks", "end_jobs", "end_lost_backends", "end_requeue", "enqueue", "enqueue_many",
-    "expect_agents", "fence_dead_worker", "fence_stale_workers", "hint", "hint_lanes", "lock_key", "look_again",
+    "absorb_followups", "add_lanes", "agents_to_wake", "ask_for_room", "bucket", "cancel_job", "claim", "claim_on", "discard_job",
+    "drain_for_solo", "drop_history_partitions", "drop_stray_locks", "end_jobs", "end_lost_backends", "end_requeue", "enqueue",
+    "enqueue_many", "expect_agents", "fence_dead_worker", "fence_stale_workers", "hint", "hint_lanes", "lock_key", "look_again",
     "make_history_partitions", "make_room", "mend_lanes", "next_write", "odd_lanes", "pause_agent", "preempt_requests", "refresh_lanes",
     "release_fenced_lanes", "release_unlocked", "requeue_delay", "requeue_waiting", "resume_agent", "retake", "retry_job", "settle",
     "try_lock_agent", "turn", "unlock_agent", "wake_lanes", "withdraw_requests",
@@ -64,7 +64,7 @@ DEFINER = {
 }  # fmt: skip
 INLINED = {"bucket", "lock_key"}
 INNER = {
-    "absorb_followups", "add_lanes", "agents_to_wake", "ask_for_room", "claim", "drain_for_solo", "end_jobs", "end_requeue",
+    "absorb_followups", "add_lanes", "agents_to_wake", "ask_for_room", "claim", "claim_on", "drain_for_solo", "end_jobs", "end_requeue",
     "hint_lanes", "look_again", "make_room", "next_write", "refresh_lanes", "release_unlocked", "requeue_waiting", "settle",
     "wake_lanes", "withdraw_requests",
 }  # fmt: skip

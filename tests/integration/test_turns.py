@@ -105,6 +105,101 @@ async def test_lanes_are_taken_ahead_for_short_jobs_only(look: Look, database: s
         assert await look.value("SELECT count(*) FROM archibald.agents WHERE state = 'running'") == 5
 
 
+# -- what comes while a turn runs
+
+
+async def part_of(worker: Hand, jobs: list[ClaimedJob], done: int, want: int = 1) -> list[ClaimedJob]:
+    """Report the first jobs of a turn that goes on, as one that asks for more; return what came."""
+    report = Report(owner(jobs[0]), [ended(job) for job in jobs[:done]])
+    return (await worker.report(report, want=Want(want, want, short=SHORT))).claimed
+
+
+async def test_a_turn_that_is_nearly_over_gets_the_agents_next_jobs(look: Look, database: str) -> None:
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", *[READ] * 7)
+        jobs = await claim(worker)
+        more = await part_of(worker, jobs, 4)
+        assert [(job.job_id, job.epoch, job.marked) for job in more] == [
+            (job_id, jobs[0].epoch, False) for job_id in ids[5:]
+        ]
+        assert await look.rows("SELECT turn_job_ids, state FROM archibald.agents") == [(ids[4:], "running")]
+        assert await part_of(worker, [jobs[4], *more], 1) == []
+        await worker.report(Report(owner(jobs[0]), [ended(job) for job in more]))
+        assert [state for _, state in await states(look)] == ["completed"] * 7
+        assert await look.value("SELECT count(DISTINCT epoch) FROM archibald.job_history") == 1
+
+
+@pytest.mark.parametrize("other", ["another agent", "no consumer", "better", "unseen", "paused", "write", "held"])
+async def test_a_turn_gets_no_more_jobs_where_something_goes_before_them(look: Look, database: str, other: str) -> None:
+    async with hand(database) as worker, looking(database) as caller:
+        ids = await enqueued(
+            look, "alice", *[READ] * (2 if other == "write" else 7), *([WRITE] if other == "write" else [])
+        )
+        jobs = await claim(worker)
+        want = 0 if other == "no consumer" else 1
+        match other:
+            case "another agent":
+                await enqueued(look, "bob", READ)
+            case "better":
+                await look.rows("INSERT INTO archibald.jobs (user_id, kind, priority) VALUES ('alice', %s, 0)", READ)
+            case "unseen":
+                await look.rows("UPDATE archibald.jobs SET agent_id = NULL, wake = true WHERE id = %s", ids[5])
+                await worker.connection.execute(
+                    "SELECT set_config('archibald.wake_rest', (clock_timestamp() + interval '1 h')::text, false)"
+                )
+            case "paused":
+                await look.rows("SELECT archibald.pause_agent('alice')")
+        async with caller.connection.transaction():
+            if other == "held":
+                await caller.rows("SELECT FROM archibald.jobs WHERE id = %s FOR UPDATE", ids[5])
+            more = await part_of(worker, jobs, len(jobs) - 1, want)
+        assert [job.user_id for job in more] == (["bob"] if other == "another agent" else [])
+        assert await look.value("SELECT turn_job_ids FROM archibald.agents WHERE user_id = 'alice'") == [
+            jobs[-1].job_id
+        ]
+
+
+async def test_jobs_that_come_after_the_end_of_their_turn_go_back_to_their_place(look: Look, database: str) -> None:
+    """Its last job was shorter than the round trip that was to bring more; or the reply was lost, and the database says it."""
+    said: list[LaneRun] = []
+
+    def never(job: ClaimedJob) -> Any:
+        raise AssertionError(f"{job.job_id} was run")
+
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", *[READ] * 8)
+        jobs = await claim(worker)
+        lane = LaneRun(jobs, never, said.append)
+        lane.give_back()
+        more = await part_of(worker, jobs, 4)
+        lane.go_on(more[:1])
+        lane.owns(job.job_id for job in [jobs[4], *more])
+        assert said == [lane, lane]
+        report = lane.report()
+        assert report is not None
+        assert sorted(item.job_id for item in report.settlements) == ids
+        await worker.report(Report(report.owner, report.settlements[4:]))
+        assert await look.rows("SELECT turn_job_ids, state FROM archibald.agents") == [([], "ready")]
+        assert [job.job_id for job in await claim(worker)] == ids[4:]
+
+
+async def test_an_agent_with_nobody_beside_it_goes_on_without_a_new_claim(app: Archibald, look: Look) -> None:
+    """Of such jobs a turn has two, so who ran more in one epoch has got more in time."""
+
+    @app.operation("fetch", job_class="read")
+    async def fetch(ctx: JobContext, data: dict[str, Any]) -> None:
+        await asyncio.sleep(0.02)
+
+    await app.enqueue_many([NewJob("fetch", user_id="alice", data={"n": n}) for n in range(60)])
+    async with working(app):
+        await look.until("SELECT count(*) = 60 FROM archibald.job_history")
+    assert await look.rows("SELECT payload ->> 'n' FROM archibald.job_history ORDER BY finished_at, id") == [
+        (str(n),) for n in range(60)
+    ]
+    longest = "SELECT max(jobs) FROM (SELECT count(*) AS jobs FROM archibald.job_history GROUP BY epoch) AS e"
+    assert await look.value(longest) > 2
+
+
 # -- what a settle makes of it
 
 

@@ -12,9 +12,9 @@ BEGIN
   -- call: they have theirs, and to set it again at each call took a tenth of a turn of one job.
   FOR v_function IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'archibald'::regnamespace AND p.proname NOT IN ('lock_key', 'bucket') LOOP
     IF (SELECT p.proname FROM pg_proc p WHERE p.oid = v_function)
-       IN ('absorb_followups', 'add_lanes', 'agents_to_wake', 'ask_for_room', 'claim', 'drain_for_solo', 'end_jobs', 'end_requeue', 'hint_lanes',
-           'look_again', 'make_room', 'next_write', 'refresh_lanes', 'release_unlocked', 'requeue_waiting', 'settle', 'wake_lanes',
-           'withdraw_requests') THEN
+       IN ('absorb_followups', 'add_lanes', 'agents_to_wake', 'ask_for_room', 'claim', 'claim_on', 'drain_for_solo', 'end_jobs',
+           'end_requeue', 'hint_lanes', 'look_again', 'make_room', 'next_write', 'refresh_lanes', 'release_unlocked', 'requeue_waiting',
+           'settle', 'wake_lanes', 'withdraw_requests') THEN
       EXECUTE format('ALTER FUNCTION %s RESET search_path', v_function);
     ELSE
       EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, pg_temp', v_function);
@@ -26,8 +26,8 @@ BEGIN
   FOR v_function IN
     SELECT p.oid FROM pg_proc p
      WHERE p.pronamespace = 'archibald'::regnamespace
-       AND p.proname IN ('jobs_before_insert', 'enqueue', 'enqueue_many', 'expect_agents', 'cancel_job', 'retry_job', 'discard_job', 'pause_agent', 'resume_agent',
-                         'try_lock_agent', 'make_history_partitions', 'drop_history_partitions')
+       AND p.proname IN ('jobs_before_insert', 'enqueue', 'enqueue_many', 'expect_agents', 'cancel_job', 'retry_job', 'discard_job', 'pause_agent',
+                         'resume_agent', 'try_lock_agent', 'make_history_partitions', 'drop_history_partitions')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', v_function);
     CONTINUE WHEN NOT EXISTS (SELECT FROM pg_proc p CROSS JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a

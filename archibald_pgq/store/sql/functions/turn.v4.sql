@@ -224,6 +224,64 @@ BEGIN
  END LOOP;
 END $$;
 
+-- Further jobs for lanes of ours whose turn is nearly over, so that an agent with many short jobs loses no round trip between two turns. Of the
+-- lanes given those that are still ours. Only for who has a consumer free and found no other lane: else the agent goes behind the others.
+-- Not if the next job is not of a kind that shares a turn, if a better one has come, if some wait for their lane, or the agent is paused.
+CREATE OR REPLACE FUNCTION archibald.claim_on(p_worker bigint, p_lanes bigint[], p_epochs bigint[], p_short text[], p_each integer[], p_elsewhere text[])
+RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
+               payload jsonb, saved_state jsonb, requeue_count integer, delay_s double precision, marked boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  v_lanes  bigint[];
+  v_jobs   bigint[];
+BEGIN
+  SELECT array_agg(h.lane ORDER BY h.lane, h.n), array_agg(h.job ORDER BY h.lane, h.n) INTO v_lanes, v_jobs
+    FROM (
+    SELECT l.lane, l.n, l.old, j.id AS job, count(*) OVER behind AS found
+      FROM (SELECT a.id AS lane, q.id, cardinality(a.turn_job_ids) AS old, a.turn_job_ids @> ARRAY[q.id] AS ours,
+                   row_number() OVER (PARTITION BY a.id ORDER BY q.is_sync, q.priority, q.id) AS n
+              FROM unnest(p_lanes, p_epochs) AS i(lane, epoch)
+             CROSS JOIN LATERAL (
+              SELECT a.id, a.turn_job_ids, a.lock_key, a.careful FROM archibald.agents a
+               WHERE a.id = i.lane AND a.epoch = i.epoch AND (a.state = 'running' AND a.worker_id = p_worker) IS TRUE
+                 AND a.turn_job_ids <> '{}' AND NOT a.careful AND a.paused_until IS NULL
+                 FOR NO KEY UPDATE SKIP LOCKED) AS a
+             CROSS JOIN LATERAL (SELECT coalesce(p_each[array_position(p_short, j.kind)], 1) AS jobs FROM archibald.jobs j
+                                  WHERE j.id = a.turn_job_ids[1] LIMIT 1) AS e
+             CROSS JOIN LATERAL (SELECT q.id, q.class = 'sync' AS is_sync, q.priority FROM archibald.jobs q
+                                  WHERE q.agent_id = a.id AND q.state = 'queued' AND q.due
+                                  ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT e.jobs) AS q
+             WHERE (SELECT count(*) FROM (SELECT FROM archibald.jobs w WHERE w.wake AND w.agent_id IS NULL AND archibald.lock_key(w.user_id) = a.lock_key
+                                           LIMIT 1) AS w) = 0
+           ) AS l
+     CROSS JOIN LATERAL (
+      SELECT j.id FROM archibald.jobs j
+       WHERE j.id = l.id AND j.state = 'queued' AND j.due
+         AND (l.ours AND l.n <= l.old
+              OR NOT l.ours AND l.n > l.old AND j.kind = ANY (p_short) AND j.kind <> ALL (p_elsewhere) AND j.class <> 'sync' AND j.losses = 0)
+         FOR UPDATE SKIP LOCKED) AS j
+    WINDOW behind AS (PARTITION BY l.lane ORDER BY l.n)) AS h
+   WHERE h.found = h.n AND h.n > h.old;
+  IF v_lanes IS NULL THEN
+    RETURN;
+  END IF;
+  RETURN QUERY
+    WITH item AS MATERIALIZED (
+      SELECT i.lane, i.jobs, a.place
+        FROM (SELECT i.lane, array_agg(i.job ORDER BY i.n) AS jobs FROM unnest(v_lanes, v_jobs) WITH ORDINALITY AS i(lane, job, n) GROUP BY i.lane) AS i
+       CROSS JOIN LATERAL (SELECT a.ctid AS place FROM archibald.agents a WHERE a.id = i.lane LIMIT 1) AS a
+    ), taken AS (
+      UPDATE archibald.agents a SET turn_job_ids = a.turn_job_ids || item.jobs FROM item WHERE a.ctid = item.place RETURNING a.id, a.epoch, item.jobs
+    )
+    SELECT 'run', t.id, j.user_id, t.epoch, j.id, j.kind, j.class, j.attempt, j.max_attempts, j.payload, j.saved_state,
+           NULL::integer, NULL::double precision, false
+      FROM taken t
+     CROSS JOIN LATERAL unnest(t.jobs) WITH ORDINALITY AS i(job, n)
+     CROSS JOIN LATERAL (SELECT * FROM archibald.jobs j WHERE j.id = i.job LIMIT 1) AS j
+     ORDER BY t.id, i.n;
+END $$;
+
 -- True if a job waits that runs alone (it has p_from losses, and this worker may run its kind) and this session is the one to run it.
 -- p_holds: it may have been before; then it lets go where nothing is left to run alone.
 CREATE OR REPLACE FUNCTION archibald.drain_for_solo(p_holds boolean, p_from integer, p_elsewhere text[]) RETURNS boolean
@@ -349,6 +407,17 @@ BEGIN
       v_syncs := v_syncs + (what = 'run' AND job_class = 'sync')::integer;
       RETURN NEXT;
     END LOOP;
+    -- A lane that goes on, and marks no job, asks for more.
+    IF v_ran < p_want AND NOT v_solo AND array_position(p_marks, NULL) IS NOT NULL THEN
+      FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, marked, timeout_s,
+          backoff, backoff_s, idempotent IN
+        SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
+          FROM archibald.claim_on(p_worker, p_lanes, p_epochs, p_short, p_each, v_elsewhere) AS c
+          LEFT JOIN archibald.operations o ON o.kind = c.kind
+      LOOP
+        RETURN NEXT;
+      END LOOP;
+    END IF;
   END IF;
   -- What was overdue when this turn began was looked at, and somebody holds it: soon, but not in a tight loop. What became overdue since
   -- then was not: at once. Doubts and pauses are only looked at when asked for; a worker whose rest is over asks.
