@@ -18,7 +18,9 @@ from tests.support import Look, looking
 __all__ = ["pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown"]  # hooks
 
 # How long an example takes says nothing on a machine that others use too.
-settings.register_profile("archibald", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "archibald", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 settings.load_profile("archibald")
 
 WANTED = "ARCHIBALD_TEST_POSTGRES"
