@@ -13,8 +13,9 @@ from typing import Any
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import Policy
-from archibald_pgq.domain.payload import check_job_id, check_new_job, check_reason, check_user_id
+from archibald_pgq.domain.payload import check_job_id, check_new_job, check_reason, check_user_id, json_bytes
 from archibald_pgq.errors import InvalidJobError, JobStateError, UnknownAgentError, UnknownJobError
+from archibald_pgq.store.arrays import of_numbers, of_texts
 from archibald_pgq.store.request import Request, Rows, nothing
 
 DEFAULT_WINDOW = 30.0
@@ -121,18 +122,19 @@ def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
             payloads.append(check_new_job(job))
         except InvalidJobError as error:
             raise InvalidJobError(f"job {place} of {len(jobs)}: {error}") from None
-        size += len(payloads[-1].encode())
+        size += json_bytes(payloads[-1])
         if size > MAX_MANY_BYTES:
             raise InvalidJobError("the payloads are over 256 MB in all; enqueue them in several calls")
-    params: dict[str, list[Any]] = {
-        "user_ids": [job.user_id for job in jobs],
-        "kinds": [job.kind for job in jobs],
-        "payloads": payloads,
-        "keys": [job.idempotency_key for job in jobs],
-        "delays": [float(job.delay) or None for job in jobs],
+    user_ids = [job.user_id for job in jobs]
+    params = {
+        "user_ids": of_texts(user_ids),
+        "kinds": of_texts(job.kind for job in jobs),
+        "payloads": of_texts(payloads),
+        "keys": of_texts(job.idempotency_key for job in jobs),
+        "delays": of_numbers(float(job.delay) or None for job in jobs),
     }
-    several = [user_id for user_id, count in Counter(params["user_ids"]).items() if count > 1]
-    before = (_EXPECT_AGENTS, {"user_ids": several}) if several else None
+    several = [user_id for user_id, count in Counter(user_ids).items() if count > 1]
+    before = (_EXPECT_AGENTS, {"user_ids": of_texts(several)}) if several else None
     return replace(_limited(_ENQUEUE_MANY, params, limits), before=before)
 
 

@@ -6,7 +6,7 @@ Owns: the call of `archibald.turn` and the reading of its rows. Must not: decide
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.store.arrays import of_numbers, of_texts
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -141,18 +142,18 @@ async def take_turn(
             _TURN,
             (
                 worker_id,
-                _array(report.owner.lane for report in reports),
-                _array(report.owner.epoch for report in reports),
-                _array(mark and mark.job_id for mark in marks),
-                _array(mark and now - mark.began for mark in marks),
-                _array(lane for lane, _ in items),
-                _array(item.job_id for _, item in items),
-                _array(outcome.event.value for outcome in outcomes),
-                [outcome.result for outcome in outcomes],
-                [outcome.error for outcome in outcomes],
-                _array(outcome.delay for outcome in outcomes),
-                _array(item.began and now - item.began for _, item in items),
-                _array(item.ended and now - item.ended for _, item in items),
+                of_numbers(report.owner.lane for report in reports),
+                of_numbers(report.owner.epoch for report in reports),
+                of_numbers(mark and mark.job_id for mark in marks),
+                of_numbers(mark and now - mark.began for mark in marks),
+                of_numbers(lane for lane, _ in items),
+                of_numbers(item.job_id for _, item in items),
+                of_texts(outcome.event.value for outcome in outcomes),
+                of_texts(outcome.result for outcome in outcomes),
+                of_texts(outcome.error for outcome in outcomes),
+                of_numbers(outcome.delay for outcome in outcomes),
+                of_numbers(item.began and now - item.began for _, item in items),
+                of_numbers(item.ended and now - item.ended for _, item in items),
                 want.jobs,
                 want.syncs,
                 want.aged,
@@ -166,11 +167,6 @@ async def take_turn(
         for row in await cursor.fetchall():
             _read(row, turn)
     return turn
-
-
-def _array(values: Iterable[float | str | None]) -> str:
-    """Return an array as the server reads it, of numbers or plain words; psycopg looks at each element in Python, at ten times the cost."""
-    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
 
 
 @lru_cache(maxsize=1000)
