@@ -13,6 +13,7 @@ from tests.commands import CHECKOUT, environment
 SCENES = {
     "hot_users": "--hot 2 --each 20 --light 3 --few 2 --rounds 1",
     "future_jobs": "--future 500 --each 2 --rounds 1",
+    "old_transaction": "--users 5 --each 4 --rounds 1",
     "idle": "--seconds 2",
     "long_run": "--jobs 300 --users 20 --looks 2",
     "daemons": "--daemons 1,2 --users 10 --each 3",

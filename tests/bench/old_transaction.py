@@ -1,0 +1,60 @@
+"""A transaction that stays open for the whole run, so that no dead row can be cleaned up: jobs per second with and without it.
+
+Run as `python -m tests.bench.old_transaction`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+from collections.abc import Iterator
+
+import psycopg
+
+from archibald_pgq.bench.stage import jobs_of, makespan, overlaps
+from tests.bench.scene import Play, main
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Sizes."""
+    parser.add_argument("--users", type=int, default=60)
+    parser.add_argument("--each", type=int, default=500, help="jobs of each of them")
+    parser.add_argument("--rounds", type=int, default=3)
+
+
+@contextlib.contextmanager
+def _open_transaction(dsn: str, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    with psycopg.connect(dsn) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT txid_current()")
+        yield
+        connection.rollback()
+
+
+async def play(bench: Play) -> None:
+    """Each round: without it, then beside it."""
+    chosen = bench.options
+    jobs = jobs_of([f"user-{n}" for n in range(chosen.users)], chosen.each)
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(1, chosen.rounds + 1):
+        for wanted, found in rates.items():
+            bench.say(f"round {number} of {chosen.rounds}, {'beside it' if wanted else 'without it'}")
+            async with bench.stage() as stage:
+                await stage.load(jobs)
+                with _open_transaction(stage.dsn, wanted):
+                    runs = await stage.run(len(jobs))
+            bench.problems += overlaps(runs)
+            found.append(len(runs) / makespan(runs))
+    without, beside = statistics.median(rates[False]), statistics.median(rates[True])
+    bench.add(f"{chosen.users} users × {chosen.each} jobs that do nothing", without, "jobs/s")
+    bench.add("… beside a transaction that stays open", beside, "jobs/s")
+    bench.add("… ratio", beside / without, "×")
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, play, options))
