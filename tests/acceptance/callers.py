@@ -113,15 +113,16 @@ async def concerned(faults: Scene, names: Sequence[str]) -> list[Concerned]:
     """Make an agent of each name, with its three jobs; return when the first of each runs."""
     made = []
     for user in names:
-        doubtful = await faults.enqueue("fault-read", user, "short", seconds=0.0)
+        # not due, so that it cannot run before it is put aside
+        data = {"do": "short", "seconds": 0.0}
+        doubtful = (await faults.app.enqueue("fault-read", user_id=user, data=data, delay=3600)).id
         await faults.look.rows(
-            "UPDATE archibald.jobs SET state = 'needs_review', started_at = now() WHERE id = %s AND state = 'queued'",
+            "UPDATE archibald.jobs SET state = 'needs_review', started_at = now(), due = true, run_after = now(), wait_reason = NULL "
+            "WHERE id = %s",
             doubtful,
         )
         running = await faults.enqueue("fault-read", user, gate=user)
-        waiting = await faults.app.enqueue(
-            "fault-read", user_id=user, data={"do": "short", "seconds": 0.0}, idempotency_key="taken"
-        )
+        waiting = await faults.app.enqueue("fault-read", user_id=user, data=data, idempotency_key="taken")
         made.append(Concerned(user, running, waiting.id, doubtful))
     return made
 

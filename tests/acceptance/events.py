@@ -100,9 +100,11 @@ def append(path: Path, event: Event) -> None:
 
 def read(path: Path) -> list[Event]:
     """Return the lines in the order in which they were written, with a number of its own for each process."""
-    return (
-        list(_told_apart(Event(**json.loads(line)) for line in path.read_text().splitlines())) if path.exists() else []
-    )
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]  # what is being written while it is read may be there in part
+    return list(_told_apart(Event(**json.loads(line)) for line in whole.splitlines()))
 
 
 def _told_apart(events: Iterable[Event]) -> Iterator[Event]:

@@ -140,10 +140,10 @@ async def test_a_handler_that_blocks_the_event_loop_for_20_s_keeps_its_lease_and
 ) -> None:
     async with scene(database) as faults:
         worker = await faults.start("a")
-        await faults.start("b")
         job = await faults.enqueue("fault-write", "alice", "block", seconds=20.0)
         await faults.until_started(job)
         began = now()
+        await faults.start("b")
         await worker.until_logged("the event loop has been blocked for")
         measured("handler that blocks the loop for 20 s: to the line that names it", now() - began)
         await worker.until_logged("the event loop goes on after")
