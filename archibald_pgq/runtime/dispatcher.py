@@ -285,7 +285,7 @@ class Dispatcher:
         if known is not None:
             known.go_on(jobs)
             return
-        lane = LaneRun(jobs, self._make_run, self._note)
+        lane = LaneRun(jobs, self._make_run, self._note, self._in_contact)
         self.runs[lane.owner] = lane
         while self._wishes and self._in_contact():
             wish = self._wishes.popleft()

@@ -153,7 +153,7 @@ class Run:
         try:
             return await self._execute(waits)
         finally:
-            self.ended = True
+            self.active, self.ended = False, True
 
     async def _execute(self, waits: Callable[[], None]) -> Outcome:
         if self._handler is None:

@@ -34,9 +34,13 @@ class LaneRun:
     """The jobs of one ownership of one lane, in their order."""
 
     def __init__(
-        self, jobs: Sequence[ClaimedJob], make_run: Callable[[ClaimedJob], Run], report: Callable[[LaneRun], None]
+        self,
+        jobs: Sequence[ClaimedJob],
+        make_run: Callable[[ClaimedJob], Run],
+        report: Callable[[LaneRun], None],
+        in_contact: Callable[[], bool],
     ) -> None:
-        """Prepare; `report` is called when there is something to write before the end."""
+        """Prepare; `report` is called when there is something to write before the end, `in_contact` says whether a handler may start."""
         self.owner = Owner(jobs[0].lane, jobs[0].epoch)
         self.jobs = list(jobs)
         self.job = jobs[0]
@@ -48,7 +52,7 @@ class LaneRun:
         """Set when no handler code runs any more and none will."""
         self.task_name = ""
         """Of the task in which its handlers run."""
-        self._make_run, self._report = make_run, report
+        self._make_run, self._report, self._in_contact = make_run, report, in_contact
         self._run: Run | None = None
         self._began = self.claimed_at
         self.marked = jobs[0].marked
@@ -69,14 +73,19 @@ class LaneRun:
         began = loop_ran = self._began = time.monotonic()
         done = 0
         for job in self.jobs:  # which grow meanwhile, or are cut off
-            if self._cut or (done and began - self._began > LONGEST):
-                break
             if began - loop_ran > HOGS:  # whatever cuts this short arrives in the event loop
                 await asyncio.sleep(0)
                 began = loop_ran = time.monotonic()
             self._ask(done)
             self.job = job
             self._run = run = self._make_run(job)
+            # First active, then the look: a process that was stopped before the look does not begin this job, and one that is stopped
+            # after it ends when it is continued too late.
+            run.active = True
+            if self._cut or not self._in_contact() or (done and time.monotonic() - self._began > LONGEST):
+                run.active = False
+                break
+            began = time.monotonic()
             outcome = await run.execute(self._waits)
             ended = time.monotonic()
             self._unwritten.append(Settlement(job.job_id, outcome, began, ended))

@@ -162,6 +162,8 @@ def _beside_operators(runs: Sequence[Interval], events: Sequence[Event]) -> Iter
         if event.what != "unlocked":
             continue
         begin = since[event.user_id, event.how]
+        if begin == event.at:
+            continue  # never confirmed: the answer that said so may have been late, and its session over by then
         for run in runs:
             if run.user_id == event.user_id and any(
                 piece.start < event.at and piece.end > begin for piece in pieces_of(run, pauses.get(run.pid, []))

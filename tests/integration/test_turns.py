@@ -11,6 +11,7 @@ import pytest
 from archibald_pgq import Archibald, JobContext, NewJob
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.runtime.executor import Run
 from archibald_pgq.runtime.lane_run import LaneRun
 from archibald_pgq.store import workers
 from archibald_pgq.store.turn import Mark, Owner, Report, Settlement, Turn, Want
@@ -169,7 +170,7 @@ async def test_jobs_that_come_after_the_end_of_their_turn_go_back_to_their_place
     async with hand(database) as worker:
         ids = await enqueued(look, "alice", *[READ] * 8)
         jobs = await claim(worker)
-        lane = LaneRun(jobs, never, said.append)
+        lane = LaneRun(jobs, never, said.append, lambda: True)
         lane.give_back()
         more = await part_of(worker, jobs, 4)
         lane.go_on(more[:1])
@@ -181,6 +182,43 @@ async def test_jobs_that_come_after_the_end_of_their_turn_go_back_to_their_place
         await worker.report(Report(report.owner, report.settlements[4:]))
         assert await look.rows("SELECT turn_job_ids, state FROM archibald.agents") == [([], "ready")]
         assert [job.job_id for job in await claim(worker)] == ids[4:]
+
+
+@pytest.mark.parametrize("lost", ["contact", "time"])
+async def test_a_process_that_was_stopped_between_two_jobs_of_a_turn_does_not_begin_the_second(
+    look: Look, database: str, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Others may have its agents by then. It is active before it looks, so that one stopped after the look ends when it is continued."""
+    ran, active, stopped = [], [], False
+
+    async def handle(ctx: JobContext, data: dict[str, Any]) -> None:
+        nonlocal stopped
+        ran.append(ctx.job_id)
+        stopped = True
+
+    async def nothing(*_: object) -> None:
+        raise AssertionError
+
+    def make(job: ClaimedJob) -> Run:
+        return Run(job, handle, nothing, nothing, brief=True, grace=1.0, ask_again=lambda: None)
+
+    def in_contact() -> bool:
+        active.append(lane.active)
+        return lost != "contact" or not stopped
+
+    async with hand(database) as worker:
+        ids = await enqueued(look, "alice", READ, READ, READ)
+        lane = LaneRun(await claim(worker), make, lambda _: None, in_contact)
+        clock = time.monotonic
+        if lost == "time":
+            monkeypatch.setattr(time, "monotonic", lambda: clock() + (10.0 if stopped else 0.0))
+        await lane.execute("consumer-0")
+    report = lane.report()
+    assert ran == ids[:1]
+    assert active == [True, True]
+    assert not lane.active
+    assert report is not None
+    assert [item.outcome.event for item in report.settlements] == ["complete", "go_back", "go_back"]
 
 
 async def test_an_agent_with_nobody_beside_it_goes_on_without_a_new_claim(app: Archibald, look: Look) -> None:
