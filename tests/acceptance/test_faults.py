@@ -228,6 +228,24 @@ async def test_an_operator_who_holds_a_dead_workers_agent_keeps_it_and_the_job_i
     await faults.check()
 
 
+async def test_a_foreign_holder_of_an_agents_lock_stops_that_agent_only_and_its_end_is_noticed(
+    faults: Scene, database: str, measured: Measured
+) -> None:
+    await faults.start("a")
+    async with looking(database) as operator:
+        assert await operator.value("SELECT archibald.try_lock_agent('alice')")
+        kept, other = [await faults.enqueue("fault-write", user, "short", seconds=0.0) for user in ("alice", "bob")]
+        await faults.look.until("SELECT state = 'completed' FROM archibald.all_jobs WHERE id = %s", other)
+        await faults.look.until("SELECT requeue_count = 2 FROM archibald.jobs WHERE id = %s", kept)
+        assert await faults.look.job(kept, "state", "wait_reason", "attempt") == ("queued", "requeue", 0)
+        assert faults.events("start", kept) == []
+    ended = now()  # and with the session its lock
+    await faults.until_ended()
+    measured("foreign holder of an agent's lock: from the end of its session to the end of the job", now() - ended)
+    await faults.stop_all()
+    await faults.check()
+
+
 @takes_long
 async def test_two_workers_that_take_over_at_once_release_each_lane_once(faults: Scene) -> None:
     doomed = await faults.start("a", WORKER_CONCURRENCY=30, **SHORT)
