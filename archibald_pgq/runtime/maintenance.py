@@ -81,7 +81,7 @@ class Maintenance:
         outage = Outage("upkeep", longest=self._heartbeat.interval)
         try:
             while True:
-                pause = self._heartbeat.interval
+                pause, lost = self._heartbeat.interval, False
                 try:
                     if connection is None:
                         connection = await connect(self._conninfo)
@@ -89,7 +89,7 @@ class Maintenance:
                         await self._round(connection)
                 except psycopg.Error as error:
                     if connection is None or connection.closed or isinstance(error, SESSION_ENDED):
-                        pause = outage.goes_on(error)
+                        pause, lost = outage.goes_on(error), True
                         if connection is not None:
                             await connection.close()
                             connection = None
@@ -97,7 +97,10 @@ class Maintenance:
                         logger.warning("upkeep met an error and goes on: %s", told(error))
                 else:
                     outage.is_over()
-                await self._rest(pause)
+                if lost:  # whoever asks waits too: where a socket is missing an attempt fails at once, and would keep the loop
+                    await asyncio.sleep(pause)
+                else:
+                    await self._rest(pause)
         finally:
             self._bury()
             if connection is not None:

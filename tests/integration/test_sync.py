@@ -497,7 +497,7 @@ def test_a_script_that_ends_without_closing_leaves_no_server_behind(data_dir: Pa
         import os
         from archibald_pgq import Archibald
 
-        print(Archibald().sync.enqueue("submit-order", user_id="alice").id)
+        print(Archibald().sync.enqueue("submit-order", user_id="alice").id, flush=True)
         os._exit(0)
         """,
         tmp_path,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+from pathlib import Path
+from typing import cast
 
 import psycopg
 import pytest
 
+from archibald_pgq.runtime.heartbeat import Heartbeat
+from archibald_pgq.runtime.maintenance import Maintenance
 from archibald_pgq.runtime.reconnect import Outage
 
 
@@ -41,3 +47,29 @@ def test_an_outage_is_told_once_and_its_end_is(caplog: pytest.LogCaptureFixture)
 
 def _outage() -> Outage:
     return Outage("the post", longest=1.0)
+
+
+async def test_upkeep_that_is_asked_while_its_server_is_away_does_not_keep_the_event_loop(tmp_path: Path) -> None:
+    """A missing socket refuses at once, without a turn of the loop: an attempt after the other would stop handlers and signals."""
+
+    class Beat:
+        interval, trusted = 0.05, False
+
+    missing = f"host={tmp_path} dbname=none"
+    upkeep = Maintenance(
+        missing,
+        1,
+        cast("Heartbeat", Beat()),
+        3,
+        cancel=lambda _: None,
+        preempt=lambda _: None,
+        not_served=lambda: None,
+    )
+    upkeep.look_for_requests()
+    task = asyncio.create_task(upkeep.run())
+    for _ in range(20):
+        await asyncio.sleep(0.01)  # never comes back if the loop is kept
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
