@@ -164,8 +164,6 @@ def _parts(value: object) -> Iterator[tuple[object, int]]:
     while waiting:
         part, depth = waiting.pop()
         yield part, depth
-        if isinstance(part, _SCALARS):
-            continue
         if isinstance(part, Mapping):
             waiting.extend((inner, depth + 1) for pair in part.items() for inner in pair)
         elif isinstance(part, list | tuple):
