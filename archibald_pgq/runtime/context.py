@@ -16,7 +16,7 @@ from typing import Any
 
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
-from archibald_pgq.domain.payload import to_json
+from archibald_pgq.domain.payload import json_bytes, to_json
 from archibald_pgq.errors import ArchibaldError, InvalidJobError
 
 WriteProgress = Callable[[int, int, str | None], Awaitable[None]]
@@ -141,7 +141,7 @@ class JobContext:
         if self._job.policy.job_class is not JobClass.SYNC:
             raise InvalidJobError(f"{self.kind} is no sync; only a sync can save a state")
         text = to_json(state, "state")
-        if len(text.encode()) > MAX_STATE_BYTES:
+        if json_bytes(text) > MAX_STATE_BYTES:
             raise InvalidJobError(f"the state is over {MAX_STATE_BYTES} bytes as JSON; keep large data elsewhere")
         await self._save(self._job, text)
         self.state = state

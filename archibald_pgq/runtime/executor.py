@@ -54,10 +54,6 @@ def error_text(error: BaseException) -> str:
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:MAX_ERROR]
 
 
-def _nothing() -> None:
-    pass
-
-
 class Run:
     """One run of one job, in the task of whoever calls `execute`."""
 
@@ -148,7 +144,7 @@ class Run:
         )
         self._timers.append(self._loop.call_later(STUBBORN_REPORT, self._report))
 
-    async def execute(self, waits: Callable[[], None] = _nothing) -> Outcome:
+    async def execute(self, waits: Callable[[], None]) -> Outcome:
         """Run the handler to its end and return what came of it; `waits` is called when the handler waits for the first time."""
         try:
             return await self._execute(waits)

@@ -123,8 +123,9 @@ class LaneRun:
     def owns(self, job_ids: Iterable[int]) -> None:
         """The database says that these are in this lane's turn; those that never arrived here go back."""
         unknown = [job_id for job_id in job_ids if job_id not in self._given]
-        self._given.update(unknown)
-        self._put_back(unknown)
+        if unknown:  # else there is nothing to report, and a turn for it would be followed by the next look, and so on
+            self._given.update(unknown)
+            self._put_back(unknown)
 
     def _put_back(self, job_ids: Iterable[int]) -> None:
         self._unwritten += [Settlement(job_id, Outcome.gone_back()) for job_id in job_ids]

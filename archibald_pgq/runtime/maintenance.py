@@ -81,7 +81,6 @@ class Maintenance:
         outage = Outage("upkeep", longest=self._heartbeat.interval)
         try:
             while True:
-                pause, lost = self._heartbeat.interval, False
                 try:
                     if connection is None:
                         connection = await connect(self._conninfo)
@@ -89,18 +88,17 @@ class Maintenance:
                         await self._round(connection)
                 except psycopg.Error as error:
                     if connection is None or connection.closed or isinstance(error, SESSION_ENDED):
-                        pause, lost = outage.goes_on(error), True
+                        pause = outage.goes_on(error)
                         if connection is not None:
                             await connection.close()
                             connection = None
-                    else:
-                        logger.warning("upkeep met an error and goes on: %s", told(error))
+                        # Whoever asks waits too: where a socket is missing an attempt fails at once, and would keep the loop from all else.
+                        await asyncio.sleep(pause)
+                        continue
+                    logger.warning("upkeep met an error and goes on: %s", told(error))
                 else:
                     outage.is_over()
-                if lost:  # whoever asks waits too: where a socket is missing an attempt fails at once, and would keep the loop
-                    await asyncio.sleep(pause)
-                else:
-                    await self._rest(pause)
+                await self._rest(self._heartbeat.interval)
         finally:
             self._bury()
             if connection is not None:

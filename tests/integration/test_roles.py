@@ -62,13 +62,7 @@ DEFINER = {
     "cancel_job", "discard_job", "drop_history_partitions", "enqueue", "enqueue_many", "expect_agents", "jobs_before_insert",
     "make_history_partitions", "pause_agent", "resume_agent", "retry_job", "try_lock_agent",
 }  # fmt: skip
-INLINED = {"bucket", "lock_key"}
-INNER = {
-    "absorb_followups", "add_lanes", "agents_to_wake", "ask_for_room", "claim", "claim_on", "drain_for_solo", "end_jobs", "end_requeue",
-    "hint_lanes", "look_again", "make_room", "next_write", "refresh_lanes", "release_unlocked", "requeue_waiting", "settle",
-    "wake_lanes", "withdraw_requests",
-}  # fmt: skip
-"""Only called by functions that have a fixed path."""
+INLINED = {"bucket", "lock_key", "next_write"}
 
 OF_TABLES = """
 SELECT c.relname, r.rolname, string_agg(DISTINCT p.right, ' ' ORDER BY p.right)
@@ -136,7 +130,7 @@ def test_each_role_has_the_rights_of_the_matrix_and_no_others(roles: Logins) -> 
         for name, public, definer, config, who in functions:
             assert not public, name
             assert definer == (name in DEFINER), name
-            assert ("search_path=pg_catalog, pg_temp" in (config or [])) == (name not in INLINED | INNER), name
+            assert ("search_path=pg_catalog, pg_temp" in (config or [])) == (name not in INLINED), name
             allowed = zip(GROUPS[1:], (ENQUEUER, WORKER, INSPECTOR), strict=True)
             assert who == [role for role, may in allowed if name in may], name
         others = connection.execute(

@@ -176,6 +176,8 @@ async def test_jobs_that_come_after_the_end_of_their_turn_go_back_to_their_place
         lane = LaneRun(jobs, never, said.append, lambda: True)
         lane.give_back()
         more = await part_of(worker, jobs, 4)
+        lane.owns(job.job_id for job in jobs)
+        assert said == []  # nothing new, so no turn is asked for
         lane.go_on(more[:1])
         lane.owns(job.job_id for job in [jobs[4], *more])
         assert said == [lane, lane]

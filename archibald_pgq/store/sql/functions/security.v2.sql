@@ -8,17 +8,13 @@ DECLARE
 BEGIN
   -- Names mean what pg_catalog has, whatever the caller's search_path is: nobody who can create a function or an operator in another schema
   -- gets it called by a worker, or with the owner's rights. pg_temp is last, for it would be first if it were not named.
-  -- Not those that are inlined: lock_key and bucket name the schema of everything in them. And not those that only functions with a fixed path
-  -- call: they have theirs, and to set it again at each call took a tenth of a turn of one job.
-  FOR v_function IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'archibald'::regnamespace AND p.proname NOT IN ('lock_key', 'bucket') LOOP
-    IF (SELECT p.proname FROM pg_proc p WHERE p.oid = v_function)
-       IN ('absorb_followups', 'add_lanes', 'agents_to_wake', 'ask_for_room', 'claim', 'claim_on', 'drain_for_solo', 'end_jobs',
-           'end_requeue', 'hint_lanes', 'look_again', 'make_room', 'next_write', 'refresh_lanes', 'release_unlocked', 'requeue_waiting',
-           'settle', 'wake_lanes', 'withdraw_requests') THEN
-      EXECUTE format('ALTER FUNCTION %s RESET search_path', v_function);
-    ELSE
-      EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, pg_temp', v_function);
-    END IF;
+  -- Not those that are inlined: lock_key and bucket name the schema of everything in them; next_write is only called by functions that have
+  -- a fixed path, and is parsed with theirs.
+  FOR v_function IN
+    SELECT p.oid FROM pg_proc p
+     WHERE p.pronamespace = 'archibald'::regnamespace AND p.proname NOT IN ('lock_key', 'bucket', 'next_write')
+  LOOP
+    EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, pg_temp', v_function);
   END LOOP;
 
   -- The doors: what a caller may do without a right on the tables, and what needs the tables' owner (partitions). They run with the owner's

@@ -64,7 +64,7 @@ BEGIN
                           CROSS JOIN LATERAL (SELECT j.id FROM archibald.jobs j WHERE j.id = i.job LIMIT 1) AS j
                           WHERE i.lane = l AND i.place IS NULL));
   END IF;
-  -- A job is in one turn only: whoever names it for another lane has it refused below.
+  -- All at once, for a job is in one turn only. Lane by lane below, where one of them is not ours any more.
   v_ours := NOT EXISTS (SELECT unnest(p_jobs) EXCEPT SELECT unnest(v_turns));
   v_whole := v_ours AND cardinality(p_jobs) = cardinality(v_turns) AND NOT v_any;
   IF cardinality(v_lanes) IS DISTINCT FROM cardinality(p_lanes) OR NOT v_ours THEN
