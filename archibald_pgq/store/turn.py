@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import psycopg
-from psycopg.rows import namedtuple_row
+from psycopg.rows import tuple_row
 
 from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import ClaimedJob
@@ -137,7 +137,7 @@ async def take_turn(
     marks = [report.mark for report in reports]
     outcomes = [item.outcome for _, item in items]
     turn = Turn()
-    async with connection.cursor(row_factory=namedtuple_row) as cursor:
+    async with connection.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(
             _TURN,
             (
@@ -184,39 +184,54 @@ def _policy(
     )
 
 
-def _read(row: Any, turn: Turn) -> None:
-    match row.what:
+def _read(row: tuple[Any, ...], turn: Turn) -> None:
+    (
+        what,
+        lane,
+        user_id,
+        epoch,
+        job,
+        kind,
+        job_class,
+        attempt,
+        max_attempts,
+        payload,
+        saved_state,
+        requeue_count,
+        delay,
+        marked,
+        *policy,
+    ) = row
+    match what:
         case "run":
-            policy = _policy(
-                row.job_class, row.timeout_s, row.max_attempts, row.backoff, row.backoff_s, idempotent=row.idempotent
-            )
+            timeout, backoff, backoff_s, idempotent = policy
             turn.claimed.append(
                 ClaimedJob(
-                    row.lane,
-                    row.epoch,
-                    row.job,
-                    row.user_id,
-                    row.kind,
-                    row.attempt + 1,
-                    row.max_attempts,
-                    row.payload,
-                    policy,
-                    row.saved_state,
-                    row.marked,
+                    lane,
+                    epoch,
+                    job,
+                    user_id,
+                    kind,
+                    attempt + 1,
+                    max_attempts,
+                    payload,
+                    _policy(job_class, timeout, max_attempts, backoff, backoff_s, idempotent=idempotent),
+                    saved_state,
+                    marked,
                 )
             )
         case "requeued":
-            turn.requeued.append(Requeued(row.user_id, row.kind, row.job, row.requeue_count, row.delay_s))
+            turn.requeued.append(Requeued(user_id, kind, job, requeue_count, delay))
         case "lost":
-            turn.lost.append(Owner(row.lane, row.epoch))
+            turn.lost.append(Owner(lane, epoch))
         case "locked":
-            turn.locked.append(Owner(row.lane, row.epoch))
+            turn.locked.append(Owner(lane, epoch))
         case "stop":
-            turn.unwanted.append(Owner(row.lane, row.epoch))
+            turn.unwanted.append(Owner(lane, epoch))
         case "contradiction":
-            turn.contradictions.append(row.user_id)
+            turn.contradictions.append(user_id)
         case "next":
-            turn.next_in = row.delay_s
+            turn.next_in = delay
         case "solo":
             turn.solo = True
         case "fenced":

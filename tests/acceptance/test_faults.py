@@ -363,7 +363,7 @@ async def test_stopped_before_it_read_a_large_reply_its_turn_does_not_hold_up_th
     await faults.look.rows("CREATE TABLE gate ()")
     await faults.look.rows(HOLD)
     await faults.look.rows(
-        "CREATE TRIGGER hold BEFORE UPDATE ON archibald.agents FOR EACH ROW WHEN (NEW.state = 'running') EXECUTE FUNCTION hold()"
+        "CREATE TRIGGER hold BEFORE INSERT OR UPDATE ON archibald.agents FOR EACH ROW WHEN (NEW.state = 'running') EXECUTE FUNCTION hold()"
     )
     frozen = await faults.start("a", **SHORT)
     job = await faults.enqueue("fault-read", "alice", filler="x" * 1_000_000)
@@ -576,7 +576,7 @@ async def test_a_turn_that_takes_long_does_not_cost_the_lease(faults: Scene) -> 
     await faults.look.rows("CREATE TABLE gate ()")
     await faults.look.rows(HOLD)
     await faults.look.rows(
-        "CREATE TRIGGER hold BEFORE UPDATE ON archibald.agents FOR EACH ROW "
+        "CREATE TRIGGER hold BEFORE INSERT OR UPDATE ON archibald.agents FOR EACH ROW "
         "WHEN (NEW.state = 'running' AND NEW.user_id = 'slow') EXECUTE FUNCTION hold()"
     )
     worker = await faults.start("a", **SHORT)

@@ -38,7 +38,7 @@ async def hold_claims_of_slow(faults: Scene) -> None:
     await faults.look.rows("CREATE TABLE gate ()")
     await faults.look.rows(HOLD)
     await faults.look.rows(
-        "CREATE TRIGGER hold BEFORE UPDATE ON archibald.agents FOR EACH ROW "
+        "CREATE TRIGGER hold BEFORE INSERT OR UPDATE ON archibald.agents FOR EACH ROW "
         "WHEN (NEW.state = 'running' AND NEW.user_id = 'slow') EXECUTE FUNCTION hold()"
     )
 

@@ -77,6 +77,10 @@ def table(ended: Ended) -> list[list[str]]:
     return [line.split() for line in ended.out.splitlines()]
 
 
+ADOPT = "SELECT archibald.adopt(NULL, 0, 0, '{}', '{}', interval '1 h', 100)"
+"""Gives each new agent its lane, as a worker's turn does."""
+
+
 @pytest.fixture
 def every_sort(connection: psycopg.Connection) -> dict[str, int]:
     """An agent for each thing that one can be doing; the names of the agents say which. A worker runs the job of `running`."""
@@ -89,7 +93,7 @@ def every_sort(connection: psycopg.Connection) -> dict[str, int]:
     enqueued(connection, "running", "sync-orders")
     made["delayed"] = enqueued(connection, "delayed", "download-ddt-pdf")
     made["needs_review"] = in_review(connection, "needs_review")
-    connection.execute("SELECT archibald.wake_lanes(100, 100)")
+    connection.execute(ADOPT)
     for statement in (
         "UPDATE archibald.jobs SET state = 'running', worker_id = %(worker)s, progress = 40, progress_label = 'line 3' "
         "WHERE id = %(running)s",
@@ -163,7 +167,7 @@ def test_of_running_agents_the_one_whose_job_runs_longest_is_first(
     """Whichever of them has other jobs that wait for longer."""
     for user, runs_for in (("short", 10), ("long", 60)):
         enqueued(connection, user)
-        connection.execute("SELECT archibald.wake_lanes(100, 100)")
+        connection.execute(ADOPT)
         connection.execute(
             "UPDATE archibald.agents SET state = 'running', worker_id = 1, since = now() - make_interval(secs => %s) WHERE user_id = %s",
             (runs_for, user),

@@ -61,7 +61,7 @@ SELECT clock_timestamp() AS now, job.id, job.user_id, job.kind, job.class AS job
           (SELECT max(h.id) FROM archibald.job_history h WHERE h.retried_from = job.id))
          WHERE job.finished_at IS NOT NULL) AS retried_as,
        lane.id IS NOT NULL AS agent_known,
-       job.agent_id IS NOT NULL AND lane.state IS DISTINCT FROM 'idle' AS looked_at,
+       coalesce(job.agent_id IS NOT NULL AND lane.state <> 'idle' OR job.id = ANY (lane.turn_job_ids), false) AS looked_at,
        CASE WHEN lane.paused < '9999-12-30Z' THEN lane.paused END AS paused_until,
        lane.paused IS NOT NULL AS paused, CASE WHEN lane.paused IS NOT NULL THEN lane.paused_reason END AS paused_reason,
        lane.ready_at,
