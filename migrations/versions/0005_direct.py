@@ -19,6 +19,8 @@ SQL = Path(__file__).resolve().parent.parent / "sql"
 
 TABLES = ("0005_indexes",)
 FUNCTIONS = (
+    "enqueue.v5",
+    "pause_agent.v3",
     "refresh_lanes.v5",
     "wake_lanes.v5",
     "settle.v4",

@@ -158,3 +158,24 @@ async def test_a_caller_who_holds_advisory_locks_of_ours_stops_no_worker_and_los
         fresh = asyncio.create_task(app.enqueue("submit-order", user_id="fresh"))
         await caller.rows("SELECT pg_advisory_unlock_all()")
         await look.until_state((await fresh).id, "completed")
+
+
+@pytest.mark.parametrize("kind", ["submit-order", "sync-orders"])
+async def test_beside_a_pause_of_a_new_agent_that_is_left_open_other_agents_jobs_run(
+    app: Archibald, look: Look, database: str, kind: str
+) -> None:
+    """A worker that made that lane too would wait for the caller, in each of its turns."""
+    stage = Stage(hold=False)
+    stage.register(app, "submit-order", "sync-orders")
+    async with looking(database) as caller:
+        paused = await app.enqueue(kind, user_id="new")
+        async with caller.connection.transaction():
+            assert await caller.value("SELECT archibald.pause_agent('new')")
+            async with working(app):
+                for job in [await app.enqueue(kind, user_id=f"other-{n}") for n in range(3)]:
+                    await look.until_state(job.id, "completed")
+                await app.enqueue_many([NewJob("submit-order", user_id="new") for _ in range(2)])
+        async with working(app):
+            assert await look.job(paused.id, "state") == ("queued",)
+            assert await app.resume_agent("new")
+            await look.until_state(paused.id, "completed")

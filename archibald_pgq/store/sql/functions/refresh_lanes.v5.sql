@@ -87,6 +87,9 @@ BEGIN
        WHERE j.wake AND j.agent_id IS NULL AND archibald.lock_key(j.user_id) = u.key AND j.user_id = u.user_id
        ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) AS head
      WHERE a.known IS NULL
+       -- a caller's open transaction may be making that lane: this turn would wait for its end
+       AND CASE WHEN pg_try_advisory_lock_shared(1095910217, (u.key & 2147483647)::integer)
+                THEN pg_advisory_unlock_shared(1095910217, (u.key & 2147483647)::integer) ELSE false END
      ORDER BY u.user_id
     ON CONFLICT (user_id) DO NOTHING
     RETURNING id

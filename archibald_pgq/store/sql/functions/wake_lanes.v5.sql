@@ -188,8 +188,13 @@ BEGIN
                 FROM unnest(v_places, v_alone) WITH ORDINALITY AS i(place, alone, n) WHERE i.alone) AS i
        CROSS JOIN LATERAL (SELECT j.id, j.user_id, j.kind, j.priority, j.waiting_since FROM archibald.jobs j WHERE j.ctid = i.place LIMIT 1) AS j
        WHERE i.n <= p_want OR i.n <= p_want + p_ahead AND j.kind = ANY (p_short)
+    ), free AS MATERIALIZED (
+      -- a caller's open transaction may be making that lane: this turn would wait for its end
+      SELECT pick.*, CASE WHEN pg_try_advisory_lock_shared(1095910217, (pick.key & 2147483647)::integer)
+                          THEN pg_advisory_unlock_shared(1095910217, (pick.key & 2147483647)::integer) ELSE false END AS can
+        FROM pick
     ), tried AS MATERIALIZED (
-      SELECT pick.*, pg_try_advisory_lock(pick.key) AS got FROM pick
+      SELECT free.*, CASE WHEN free.can THEN pg_try_advisory_lock(free.key) END AS got FROM free
     ), made AS (
       INSERT INTO archibald.agents (user_id, lock_key, state, head_kind, head_priority, head_waiting_since, epoch, worker_id, turn_job_ids, since)
       SELECT t.user_id, t.key, 'running', t.kind, t.priority, t.waiting_since, 1, p_worker, ARRAY[t.id], clock_timestamp()
