@@ -189,8 +189,8 @@ class Dispatcher:
         except TimeoutError:
             return True
         for _ in range(TICKS):  # let every consumer that is about to end hand in its outcome: one turn for all
-            if self._ahead:
-                break  # but they have more to run meanwhile
+            if self._ahead or not self.runs:
+                break  # but they have more to run meanwhile, or nothing runs
             await asyncio.sleep(0)
         return False
 

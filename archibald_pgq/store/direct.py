@@ -7,6 +7,7 @@ reconnect; it opens connections of its own.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Any
 
@@ -31,13 +32,22 @@ async def require_direct(connection: Connection, conninfo: str) -> None:
     """
     session = await _value(connection, "SELECT pg_backend_pid()")
     others: list[Connection] = []
+
+    async def ask() -> Any:
+        others.append(await psycopg.AsyncConnection.connect(conninfo))
+        return await _value(others[-1], "SELECT pg_backend_pid()")  # in a transaction: it keeps what it gets
+
     try:
-        for _ in range(OTHERS):
-            others.append(await psycopg.AsyncConnection.connect(conninfo))  # in a transaction: it keeps what it gets
-            if await _value(others[-1], "SELECT pg_backend_pid()") == session:
-                raise pooled(conninfo)
-            if await _value(connection, "SELECT pg_backend_pid()") != session:
-                raise pooled(conninfo)
+        # at once, and not one after the other: a worker's start waits for this
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(ask()) for _ in range(OTHERS)]
+        if (
+            session in {task.result() for task in asked}
+            or await _value(connection, "SELECT pg_backend_pid()") != session
+        ):
+            raise pooled(conninfo)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     finally:
         for other in others:
             await other.close()

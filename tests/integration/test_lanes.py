@@ -561,6 +561,7 @@ async def test_what_becomes_of_the_job_of_a_lost_worker(
     async with hand(database) as silent, hand(database) as other:
         job_id = await look.value(ENQUEUE, "alice", kind)
         await look.rows("UPDATE archibald.jobs SET losses = %s", losses)
+        await silent.turn(look=True)
         job = await silent.claim_one()
         if cancelled:
             assert await look.value("SELECT archibald.cancel_job(%s)", job_id) == "requested"

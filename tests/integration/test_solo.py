@@ -20,6 +20,10 @@ async def test_a_job_before_its_last_loss_waits_until_one_worker_is_free_of_all_
         carol = await app.enqueue("edit-order", user_id="carol", data={})
         suspect = await app.enqueue("edit-order", user_id="alice", data={})
         await look.rows("UPDATE archibald.jobs SET losses = 2, wake = true WHERE id = %s", suspect.id)
+        turn = await one.turn(want=5, look=True)  # it gets its lane
+        assert (turn.solo, turn.claimed) == (False, [])
+        assert turn.next_in is not None
+        assert turn.next_in <= 0
         turn = await one.turn(want=5, look=True)
         assert (turn.solo, turn.claimed) == (True, [])
         assert await look.job(suspect.id, "state", "started_at") == ("queued", None)

@@ -30,7 +30,7 @@ BEGIN
   END IF;
 END $$;
 
--- Writes hint and state of free lanes. p_sure, of each: if it looks empty that is so, and not in doubt.
+-- Writes hint and state of free lanes. p_sure, of each: if it looks empty that is so, and not in doubt; NULL: of none of them.
 -- By their places, which stay theirs because they are locked: a join by id passes over all of them once for each.
 CREATE OR REPLACE FUNCTION archibald.hint_lanes(p_lanes bigint[], p_sure boolean[]) RETURNS void
 LANGUAGE plpgsql AS $$

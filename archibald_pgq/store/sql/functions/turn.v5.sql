@@ -327,10 +327,8 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 #variable_conflict use_column
 DECLARE
   v_me         record;
-  v_elsewhere  text[];
   v_solo_from  integer;           -- losses with which a job runs alone
-  v_alone      boolean := false;  -- such a job may wait …
-  v_solo       boolean := false;  -- … and this worker is the one to run it
+  v_solo       boolean := false;  -- this worker is the one to run such a job
   v_left       boolean := false;  -- new agents' jobs that could run go before what is taken ahead
   v_new        integer := 0;      -- agents that were adopted running
   v_ran        integer := 0;
@@ -345,7 +343,12 @@ BEGIN
   END IF;
   -- FOR KEY SHARE: a takeover that fences this worker (FOR UPDATE) leaves it alone until this turn has ended, or this turn sees the
   -- fence. Not FOR SHARE: the heartbeat would wait for each turn, and a slow one would cost the lease.
-  SELECT w.kinds, w.max_wait_s, w.max_preemptions, w.max_losses INTO v_me
+  SELECT w.max_wait_s, w.max_preemptions, w.max_losses,
+         (SELECT coalesce(array_agg(DISTINCT k), '{}')
+            FROM archibald.workers o CROSS JOIN unnest(o.kinds) AS k
+           WHERE o.id <> w.id AND o.fenced_at IS NULL AND o.stopped_at IS NULL
+             AND o.beat > clock_timestamp() - make_interval(secs => o.lease_s) AND k <> ALL (w.kinds)) AS elsewhere
+    INTO v_me
     FROM archibald.workers w WHERE w.id = p_worker AND w.fenced_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
     what := 'fenced';
@@ -380,20 +383,27 @@ BEGIN
       RETURN NEXT;
     END LOOP;
   END IF;
-  IF p_want + p_ahead > 0 THEN
-    SELECT coalesce(array_agg(DISTINCT k), '{}') INTO v_elsewhere
-      FROM archibald.workers w CROSS JOIN unnest(w.kinds) AS k
-     WHERE w.id <> p_worker AND w.fenced_at IS NULL AND w.stopped_at IS NULL
-       AND w.beat > clock_timestamp() - make_interval(secs => w.lease_s) AND k <> ALL (v_me.kinds);
-    -- While a job waits that runs alone, or may, nobody's job is begun before that is clear.
-    v_alone := p_solo IS NOT NULL AND v_me.max_losses > 1
-               AND (p_solo OR EXISTS (SELECT FROM archibald.agents a WHERE a.state = 'ready' AND a.head_losses > 0));
+  -- While a job waits that runs alone, nobody's job is begun before it is clear which worker is to run it.
+  IF p_want + p_ahead > 0 AND p_solo IS NOT NULL AND v_me.max_losses > 1 THEN
+    v_solo_from := v_me.max_losses - 1;
+    v_solo := (p_solo OR EXISTS (SELECT FROM archibald.agents a WHERE a.state = 'ready' AND a.head_losses > 0))
+              AND archibald.drain_for_solo(p_solo, v_solo_from, v_me.elsewhere);
+    IF v_solo THEN
+      what := 'solo';
+      lane := NULL; user_id := NULL; epoch := NULL; job := NULL; kind := NULL; job_class := NULL; requeue_count := NULL; delay_s := NULL;
+      RETURN NEXT;
+      p_ahead := 0;
+      IF EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = p_worker AND a.state = 'running') THEN
+        p_want := 0;
+      END IF;
+    END IF;
   END IF;
+  -- Of a kind whose policy somebody deleted, jobs run under the limit of a sync.
   IF v_limit IS NOT NULL AND (p_look OR (nullif(current_setting('archibald.wake_rest', true), '')::timestamptz > clock_timestamp()) IS NOT TRUE) THEN
     FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, marked, timeout_s,
         backoff, backoff_s, idempotent IN
       SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
-        FROM archibald.adopt(p_worker, CASE WHEN v_alone THEN 0 ELSE p_want END, CASE WHEN v_alone THEN 0 ELSE p_ahead END, p_short, v_elsewhere,
+        FROM archibald.adopt(p_worker, CASE WHEN v_solo THEN 0 ELSE p_want END, p_ahead, p_short, v_me.elsewhere,
                              make_interval(secs => v_me.max_wait_s), v_limit) AS c
         LEFT JOIN archibald.operations o ON o.kind = c.kind
     LOOP
@@ -403,6 +413,9 @@ BEGIN
       END IF;
       IF what = 'again' THEN
         v_again := least(v_again, clock_timestamp() + make_interval(secs => delay_s));
+        p_want := CASE WHEN delay_s > 0 THEN p_want ELSE 0 END;
+        p_ahead := CASE WHEN delay_s > 0 THEN p_ahead ELSE 0 END;
+        p_look := true;       -- say when
         CONTINUE;
       END IF;
       v_new := v_new + 1;
@@ -412,40 +425,25 @@ BEGIN
     p_want := greatest(p_want - v_new, 0);
   END IF;
   IF p_want + p_ahead > 0 THEN
-    IF p_solo IS NOT NULL AND v_me.max_losses > 1 THEN
-      v_solo_from := v_me.max_losses - 1;
-      v_solo := (p_solo OR EXISTS (SELECT FROM archibald.agents a WHERE a.state = 'ready' AND a.head_losses > 0))
-                AND archibald.drain_for_solo(p_solo, v_solo_from, v_elsewhere);
-      IF v_solo THEN
-        what := 'solo';
-        lane := NULL; user_id := NULL; epoch := NULL; job := NULL; kind := NULL; job_class := NULL; requeue_count := NULL; delay_s := NULL;
+    IF EXISTS (SELECT FROM archibald.agents a WHERE a.state = 'ready') THEN      -- else a claim of nothing would take a third of a short turn
+      FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, marked, timeout_s,
+          backoff, backoff_s, idempotent IN
+        SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
+          FROM archibald.claim(p_worker, CASE WHEN v_solo THEN 1 ELSE p_want END, p_syncs, p_aged, p_ahead, p_short, p_each, v_me.elsewhere,
+                               make_interval(secs => v_me.max_wait_s), v_me.max_preemptions, v_solo_from, v_solo) AS c
+          LEFT JOIN archibald.operations o ON o.kind = c.kind
+      LOOP
+        v_ran := v_ran + (what = 'run')::integer;
+        v_syncs := v_syncs + (what = 'run' AND job_class = 'sync')::integer;
         RETURN NEXT;
-        p_ahead := 0;
-        IF EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = p_worker AND a.state = 'running') THEN
-          p_want := 0;
-        END IF;
-      END IF;
+      END LOOP;
     END IF;
-  END IF;
-  IF p_want + p_ahead > 0 THEN
-    -- Of a kind whose policy somebody deleted, jobs run under the limit of a sync.
-    FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, marked, timeout_s,
-        backoff, backoff_s, idempotent IN
-      SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
-        FROM archibald.claim(p_worker, CASE WHEN v_solo THEN 1 ELSE p_want END, p_syncs, p_aged, p_ahead, p_short, p_each, v_elsewhere,
-                             make_interval(secs => v_me.max_wait_s), v_me.max_preemptions, v_solo_from, v_solo) AS c
-        LEFT JOIN archibald.operations o ON o.kind = c.kind
-    LOOP
-      v_ran := v_ran + (what = 'run')::integer;
-      v_syncs := v_syncs + (what = 'run' AND job_class = 'sync')::integer;
-      RETURN NEXT;
-    END LOOP;
     -- A lane that goes on, and marks no job, asks for more.
     IF v_ran < p_want AND NOT v_solo AND array_position(p_marks, NULL) IS NOT NULL THEN
       FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, marked, timeout_s,
           backoff, backoff_s, idempotent IN
         SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
-          FROM archibald.claim_on(p_worker, p_lanes, p_epochs, p_short, p_each, v_elsewhere) AS c
+          FROM archibald.claim_on(p_worker, p_lanes, p_epochs, p_short, p_each, v_me.elsewhere) AS c
           LEFT JOIN archibald.operations o ON o.kind = c.kind
       LOOP
         RETURN NEXT;
@@ -472,10 +470,10 @@ BEGIN
                   FROM archibald.agents a WHERE a.preempt_at IS NOT NULL),
                v_again,
                CASE WHEN EXISTS (SELECT FROM archibald.agents a
-                                  WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)
+                                  WHERE a.state = 'ready' AND NOT a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_me.elsewhere)
                                     AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo)
                       OR EXISTS (SELECT FROM archibald.agents a
-                                  WHERE a.state = 'ready' AND a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_elsewhere)
+                                  WHERE a.state = 'ready' AND a.head_is_sync AND a.ready_at <= v_now AND a.head_kind <> ALL (v_me.elsewhere)
                                     AND (v_solo_from IS NULL OR a.head_losses < v_solo_from) AND p_want > 0 AND NOT v_solo
                                     AND v_syncs < p_syncs) THEN v_soon END
              ) - clock_timestamp())::double precision,

@@ -26,7 +26,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
   v_now    timestamptz := clock_timestamp();
   v_rest   timestamptz := nullif(current_setting('archibald.wake_rest', true), '')::timestamptz;
-  v_last   bigint;        -- the last lane of which a job asks
+  v_due    boolean;       -- some have become due
   v_from   bigint;
   v_lane   bigint;
   v_round  boolean := false;      -- past the end of the index, and on from its beginning
@@ -39,30 +39,29 @@ BEGIN
   IF p_rests AND v_rest > v_now THEN
     RETURN v_rest;
   END IF;
-  IF EXISTS (SELECT FROM archibald.jobs WHERE state = 'queued' AND NOT due AND run_after <= now()) THEN
+  FOR look IN 1..2 LOOP
+    SELECT count(*), array_agg(DISTINCT p.agent_id), EXISTS (SELECT FROM archibald.jobs WHERE state = 'queued' AND NOT due AND run_after <= now())
+      INTO v_seen, v_lanes, v_due
+      FROM (SELECT j.agent_id FROM archibald.jobs j WHERE j.wake AND j.agent_id IS NOT NULL
+             ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit) AS p;
+    EXIT WHEN look = 2 OR NOT v_due;
     UPDATE archibald.jobs SET due = true, wake = true, wait_reason = NULL
      WHERE ctid = ANY (ARRAY (SELECT ctid FROM archibald.jobs WHERE state = 'queued' AND NOT due AND run_after <= now()
                                ORDER BY run_after LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED));
+  END LOOP;
+  IF v_seen = p_limit THEN      -- there are more: not always the first ones
+    v_from := floor(random() * (SELECT j.agent_id + 1 FROM archibald.jobs j WHERE j.wake AND j.agent_id IS NOT NULL
+                                 ORDER BY j.agent_id DESC, (j.class = 'sync') DESC, j.priority DESC, j.id DESC LIMIT 1));
+    WITH page AS (
+      (SELECT j.agent_id FROM archibald.jobs j WHERE j.wake AND j.agent_id >= v_from
+        ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit)
+      UNION ALL
+      (SELECT j.agent_id FROM archibald.jobs j WHERE j.wake AND j.agent_id < v_from
+        ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit)
+      LIMIT p_limit
+    )
+    SELECT count(*), array_agg(DISTINCT page.agent_id) INTO v_seen, v_lanes FROM page;
   END IF;
-  v_now := clock_timestamp();
-  SELECT j.agent_id INTO v_last FROM archibald.jobs j WHERE j.wake AND j.agent_id IS NOT NULL
-   ORDER BY j.agent_id DESC, (j.class = 'sync') DESC, j.priority DESC, j.id DESC LIMIT 1;
-  IF v_last IS NULL THEN
-    IF clock_timestamp() - v_now > interval '10 ms' THEN
-      RETURN archibald.rest_after(v_now);
-    END IF;
-    RETURN NULL;
-  END IF;
-  v_from := floor(random() * (v_last + 1));
-  WITH page AS (
-    (SELECT j.agent_id FROM archibald.jobs j WHERE j.wake AND j.agent_id >= v_from
-      ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit)
-    UNION ALL
-    (SELECT j.agent_id FROM archibald.jobs j WHERE j.wake AND j.agent_id < v_from
-      ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit)
-    LIMIT p_limit
-  )
-  SELECT count(*), array_agg(DISTINCT page.agent_id) INTO v_seen, v_lanes FROM page;
   IF v_seen = p_limit AND cardinality(v_lanes) < p_limit / 2 THEN
     v_lane := v_from - 1;
     FOR step IN 1..p_limit / 2 LOOP
@@ -80,6 +79,9 @@ BEGIN
   END IF;
   IF clock_timestamp() - v_now > interval '10 ms' THEN
     v_rest := archibald.rest_after(v_now);
+  END IF;
+  IF v_lanes IS NULL THEN
+    RETURN v_rest;
   END IF;
   -- Of each of these lanes the jobs that run first, an equal share; and where they are held, whatever can be had.
   SELECT array_agg(j.place), array_agg(DISTINCT a.id) FILTER (WHERE a.state <> 'running'), array_agg(DISTINCT a.id) FILTER (WHERE a.preemptable)
@@ -103,9 +105,9 @@ BEGIN
   -- By their places, which stay theirs because they are locked. By id, a plan that takes the table for nearly empty (as a vacuum found it
   -- before 200,000 jobs came in at once) passes over all of them once for each that woke: more than 3 s (seen).
   UPDATE archibald.jobs j SET wake = false WHERE j.ctid = ANY (v_places);
-  -- a lane that runs is recomputed by its settle
+  -- A lane that runs is recomputed by its settle. The others have just been given jobs: one that looks empty all the same is in doubt.
   IF v_free IS NOT NULL THEN
-    PERFORM archibald.refresh_lanes(v_free);
+    PERFORM archibald.hint_lanes(v_free, NULL);
   END IF;
   IF v_room IS NOT NULL THEN
     PERFORM archibald.make_room(v_room, false);
@@ -125,7 +127,7 @@ END $$;
 -- Of several workers one makes lanes that are ready at a time: two that insert the same agent would wait for each other's turn, and a frozen one
 -- would stop all. Lanes that run already are made under their agents' locks, by any number of workers.
 -- Returns what archibald.claim returns; a row `left` where some could run at once that were not wanted, so that nothing is to be taken ahead of
--- them; and a row `again`, with the seconds, where there may be more.
+-- them; and a row `again`, with the seconds, where there may be more; 0 where first of all it is to be seen whether one of them runs alone.
 CREATE OR REPLACE FUNCTION archibald.adopt(p_worker bigint, p_want integer, p_ahead integer, p_short text[], p_elsewhere text[], p_max_wait interval,
                                 p_limit integer)
 RETURNS TABLE (what text, lane bigint, user_id text, epoch bigint, job bigint, kind text, job_class text, attempt integer, max_attempts integer,
@@ -173,9 +175,11 @@ BEGIN
     RETURN;
   END IF;
   v_full := cardinality(v_jobs) = p_limit;
-  v_several := ARRAY (SELECT k FROM unnest(v_keys) AS k GROUP BY k HAVING count(*) > 1);
-  IF v_several <> '{}' THEN
-    v_alone := ARRAY (SELECT i.alone AND i.key <> ALL (v_several) FROM unnest(v_alone, v_keys) WITH ORDINALITY AS i(alone, key, n) ORDER BY i.n);
+  IF cardinality(v_jobs) > 1 THEN
+    v_several := ARRAY (SELECT k FROM unnest(v_keys) AS k GROUP BY k HAVING count(*) > 1);
+    IF v_several <> '{}' THEN
+      v_alone := ARRAY (SELECT i.alone AND i.key <> ALL (v_several) FROM unnest(v_alone, v_keys) WITH ORDINALITY AS i(alone, key, n) ORDER BY i.n);
+    END IF;
   END IF;
 
   IF p_want + p_ahead > 0 AND NOT v_losses AND array_position(v_alone, true) IS NOT NULL
@@ -220,6 +224,9 @@ BEGIN
         FROM unnest(v_lanes, v_ran) AS i(lane, job)
        CROSS JOIN LATERAL (SELECT * FROM archibald.jobs j WHERE j.id = i.job LIMIT 1) AS j
        ORDER BY j.priority, j.id;
+    IF cardinality(v_ran) = cardinality(v_jobs) THEN
+      RETURN;
+    END IF;
     -- Those that could run at once, and were not wanted yet, stay as they are, unless consumers are left: those of agents that are locked.
     SELECT array_agg(i.job), array_agg(i.place), array_agg(i.user_id), array_agg(i.key) INTO v_jobs, v_places, v_users, v_keys
       FROM unnest(v_jobs, v_places, v_users, v_keys, v_alone) AS i(job, place, user_id, key, alone)
@@ -273,14 +280,14 @@ BEGIN
    WHERE NOT a.turn_job_ids @> ARRAY[i.job];
   UPDATE archibald.jobs j SET wake = false, agent_id = w.lane FROM unnest(v_places, v_lanes) AS w(place, lane) WHERE j.ctid = w.place;
   IF v_free IS NOT NULL THEN
-    PERFORM archibald.refresh_lanes(v_free);
+    PERFORM archibald.hint_lanes(v_free, NULL);
   END IF;
   IF v_room IS NOT NULL THEN
     PERFORM archibald.make_room(v_room, false);
   END IF;
-  IF v_full OR cardinality(v_jobs) > coalesce(cardinality(v_places), 0) THEN
+  IF v_losses OR v_full OR cardinality(v_jobs) > coalesce(cardinality(v_places), 0) THEN
     what := 'again';
-    delay_s := greatest(0.2, extract(epoch FROM v_rest - clock_timestamp()));
+    delay_s := CASE WHEN v_losses THEN 0 ELSE greatest(0.2, extract(epoch FROM v_rest - clock_timestamp())) END;
     RETURN NEXT;
   END IF;
 END $$;
