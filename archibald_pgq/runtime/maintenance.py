@@ -162,6 +162,8 @@ class Maintenance:
             self._bury(frozenset(fenced))
 
     async def _take_over(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        if not await workers.takeover_due(connection, self._worker_id):
+            return
         trusted = self._heartbeat.trusted  # to judge others; a verdict that was committed holds, whoever finds it
         for lost in await workers.fence_stale(connection, self._worker_id) if trusted else ():
             logger.warning(

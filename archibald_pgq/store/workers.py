@@ -67,6 +67,7 @@ UPDATE archibald.workers w SET stopped_at = clock_timestamp()
  WHERE w.id = %(worker)s AND w.fenced_at IS NULL
    AND NOT EXISTS (SELECT FROM archibald.agents a WHERE a.worker_id = w.id AND a.state = 'running')
 """
+_TAKEOVER_DUE = "SELECT archibald.takeover_due(%s)"
 _FENCE = "SELECT worker, host, pid FROM archibald.fence_stale_workers(%s)"
 _FENCE_DEAD = (
     "SELECT worker, host, pid FROM archibald.fence_dead_worker(%(me)s, %(worker)s, %(boot)s, %(path)s, %(file)s)"
@@ -199,6 +200,12 @@ async def preempt_requests(connection: Connection, worker_id: int) -> list[Preem
     """Return this worker's syncs that are asked to make room, after taking back the requests that have lost their reason."""
     rows = await (await connection.execute(_PREEMPTS, (worker_id,))).fetchall()
     return [PreemptRequest(Owner(lane, epoch), *rest) for lane, epoch, *rest in rows]
+
+
+async def takeover_due(connection: Connection, me: int) -> bool:
+    """True if a worker has gone silent, or something of a fenced one is left: else the three below have nothing to do."""
+    row = await (await connection.execute(_TAKEOVER_DUE, (me,))).fetchone()
+    return row is not None and bool(row[0])
 
 
 async def fence_stale(connection: Connection, me: int) -> list[Fenced]:

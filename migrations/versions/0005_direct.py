@@ -25,6 +25,7 @@ FUNCTIONS = (
     "wake_lanes.v5",
     "settle.v4",
     "turn.v5",
+    "takeover.v4",
     "cancel_job.v3",
     "mend_lanes.v3",
     "security.v2",  # the last: it fixes what the others made

@@ -56,7 +56,7 @@ WORKER = {
     "enqueue_many", "expect_agents", "fence_dead_worker", "fence_stale_workers", "hint", "hint_lanes", "lock_key", "look_again",
     "make_history_partitions", "make_room", "mend_lanes", "next_write", "odd_lanes", "pause_agent", "preempt_requests",
     "refresh_lanes", "release_fenced_lanes", "release_unlocked", "requeue_delay", "requeue_waiting", "rest_after", "resume_agent",
-    "retake", "retry_job", "settle", "try_lock_agent", "turn", "unlock_agent", "wake_lanes", "withdraw_requests",
+    "retake", "retry_job", "settle", "takeover_due", "try_lock_agent", "turn", "unlock_agent", "wake_lanes", "withdraw_requests",
 }  # fmt: skip
 DEFINER = {
     "cancel_job", "discard_job", "drop_history_partitions", "enqueue", "enqueue_many", "expect_agents", "jobs_before_insert",

@@ -334,7 +334,7 @@ DECLARE
   v_ran        integer := 0;
   v_syncs      integer := 0;
   v_now        timestamptz;
-  v_limit      integer;           -- how many jobs that woke are looked at
+  v_limit      integer;           -- how many jobs of new agents are looked at, and how many that woke
   v_again      timestamptz;       -- when to look for what woke again
   v_soon       timestamptz;
 BEGIN
@@ -372,8 +372,8 @@ BEGIN
       p_aged := 0;
     END IF;
     -- As many as may be claimed: more of them would delay this turn for later ones.
-    v_limit := CASE WHEN p_look THEN 500 ELSE greatest(20, p_want + p_ahead) END;
-    v_again := archibald.wake_lanes(v_limit, CASE WHEN p_look THEN 500 ELSE 20 END, NOT p_look);
+    v_limit := CASE WHEN p_look AND p_want + p_ahead = 0 THEN 500 ELSE greatest(20, p_want + p_ahead) END;
+    v_again := archibald.wake_lanes(CASE WHEN p_look THEN 500 ELSE v_limit END, CASE WHEN p_look THEN 500 ELSE 20 END, NOT p_look);
   END IF;
   IF p_look THEN
     PERFORM archibald.look_again(100);
