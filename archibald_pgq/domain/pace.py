@@ -13,7 +13,7 @@ TURN = 0.05
 LARGEST = 50
 """Jobs that one turn of a lane may have."""
 
-AHEAD = 200
+AHEAD = 300
 """Lanes that may be taken ahead of free consumers at once: fewer and a turn's own cost shows, more and it is long."""
 
 AT_HAND = 500
