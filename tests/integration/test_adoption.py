@@ -216,3 +216,35 @@ async def test_a_turn_reads_no_more_new_jobs_than_it_may_begin(look: Look, datab
         assert len(await claim(worker, jobs=10, ahead=20)) == 30
         await until_counted(look, sessions)
         assert await look.value(FETCHED) - before < 30 * 6
+
+
+async def test_behind_a_new_agents_job_that_is_held_none_of_that_agent_begins_and_others_do(
+    look: Look, database: str
+) -> None:
+    """Also not one that alone is seen, because another worker is about to begin the one before it."""
+    async with hand(database) as worker, looking(database) as caller:
+        first, second = [await look.value(ENQUEUE, "alice", READ) for _ in range(2)]
+        await look.value(ENQUEUE, "bob", READ)
+        async with caller.connection.transaction():
+            await caller.rows("SELECT FROM archibald.jobs WHERE id = %s FOR UPDATE", first)
+            assert [job.user_id for job in await claim(worker, jobs=1)] == ["bob"]
+            assert await claim(worker) == []
+        await look.rows("UPDATE archibald.agents SET ready_at = now() WHERE state = 'ready'")
+        claimed: list[ClaimedJob] = []
+        while not claimed:
+            claimed = await claim(worker)
+        assert [job.job_id for job in claimed] == [first, second]
+
+
+async def test_behind_a_job_that_waits_for_its_lane_and_is_held_none_begins(look: Look, database: str) -> None:
+    """The lane was made after it, by an enqueue of several."""
+    async with hand(database) as worker, looking(database) as caller:
+        first = await look.value(ENQUEUE, "alice", READ)
+        await look.value("SELECT archibald.expect_agents(ARRAY['alice'])")
+        second = await look.value(ENQUEUE, "alice", READ)
+        async with caller.connection.transaction():
+            await caller.rows("SELECT FROM archibald.jobs WHERE id = %s FOR UPDATE", first)
+            for _ in range(2):
+                assert await claim(worker) == []
+        await look.rows("UPDATE archibald.agents SET ready_at = now() WHERE state = 'ready'")
+        assert [job.job_id for job in await claim(worker)] == [first, second]

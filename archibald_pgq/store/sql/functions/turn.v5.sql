@@ -37,6 +37,7 @@ DECLARE
   v_behind   bigint[];    -- lanes of which some jobs wait …
   v_unseen   tid[];       -- … that have not been given their lane yet …
   v_theirs   bigint[];    -- … and that lane
+  v_blocked  bigint[];    -- lanes of which somebody holds one of those jobs
   v_yielding bigint[];    -- lanes whose head is a sync that may be asked to make room
   v_start    timestamptz := clock_timestamp();
   v_left     integer := p_want;
@@ -128,6 +129,27 @@ BEGIN
      ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT m.jobs FOR NO KEY UPDATE SKIP LOCKED) AS w
    WHERE m.lane = ANY (v_behind);
    UPDATE archibald.jobs j SET wake = false, agent_id = w.lane FROM unnest(v_unseen, v_theirs) AS w(place, lane) WHERE j.ctid = w.place;
+   -- Is one of them held (by a caller, or a worker that is about to adopt it)? Then none behind it is taken: the lane goes back for a moment.
+   SELECT array_agg(m.lane) INTO v_blocked
+    FROM unnest(v_mine, v_each) AS m(lane, jobs)
+   CROSS JOIN LATERAL (
+    SELECT q.is_sync, q.priority, q.id
+      FROM (SELECT q.class = 'sync' AS is_sync, q.priority, q.id FROM archibald.jobs q
+             WHERE q.agent_id = m.lane AND q.state = 'queued' AND q.due
+             ORDER BY (q.class = 'sync'), q.priority, q.id LIMIT m.jobs) AS q
+     ORDER BY q.is_sync DESC, q.priority DESC, q.id DESC LIMIT 1) AS last
+   CROSS JOIN LATERAL (SELECT a.user_id, a.lock_key FROM archibald.agents a WHERE a.id = m.lane) AS a
+   CROSS JOIN LATERAL (
+    SELECT j.id FROM archibald.jobs j
+     WHERE j.wake AND j.agent_id IS NULL AND archibald.lock_key(j.user_id) = a.lock_key AND j.user_id = a.user_id
+       AND (j.class = 'sync', j.priority, j.id) < (last.is_sync, last.priority, last.id)
+     ORDER BY archibald.lock_key(j.user_id), (j.class = 'sync'), j.priority, j.id LIMIT 1) AS held
+   WHERE m.lane = ANY (v_behind);
+   IF v_blocked IS NOT NULL THEN
+    SELECT array_agg(m.lane), array_agg(m.jobs) INTO v_mine, v_each FROM unnest(v_mine, v_each) AS m(lane, jobs) WHERE m.lane <> ALL (v_blocked);
+    PERFORM pg_advisory_unlock(a.lock_key) FROM archibald.agents a WHERE a.id = ANY (v_blocked);
+    UPDATE archibald.agents a SET ready_at = now() + interval '0.1 s' WHERE a.id = ANY (v_blocked);
+   END IF;
   END IF;
 
   -- The jobs of each lane in their order, as far as they can be locked and belong together: where one cannot be had, none behind it is.

@@ -77,9 +77,7 @@ BEGIN
     END LOOP;
     v_lanes := ARRAY (SELECT DISTINCT l FROM unnest(v_lanes) AS l);
   END IF;
-  IF clock_timestamp() - v_now > interval '10 ms' THEN
-    v_rest := archibald.rest_after(v_now);
-  END IF;
+  v_rest := CASE WHEN clock_timestamp() - v_now > interval '10 ms' THEN archibald.rest_after(v_now) END;
   IF v_lanes IS NULL THEN
     RETURN v_rest;
   END IF;
@@ -149,7 +147,7 @@ DECLARE
   v_ran      bigint[];      -- … with these jobs …
   v_marked   bigint[];      -- … of which these are marked running
   v_got      integer;       -- so many agents' locks were had …
-  v_refused  bigint[];      -- … and not those of these jobs' agents
+  v_refused  bigint[];      -- … and these jobs may not begin
   v_others   bigint[];      -- agents behind one with very many jobs
   v_key      bigint;
   v_round    boolean := false;      -- past the end of the index, and on from its beginning
@@ -193,9 +191,13 @@ BEGIN
        CROSS JOIN LATERAL (SELECT j.id, j.user_id, j.kind, j.priority, j.waiting_since FROM archibald.jobs j WHERE j.ctid = i.place LIMIT 1) AS j
        WHERE i.n <= p_want OR i.n <= p_want + p_ahead AND j.kind = ANY (p_short)
     ), free AS MATERIALIZED (
-      -- a caller's open transaction may be making that lane: this turn would wait for its end
+      -- A caller's open transaction may be making that lane: this turn would wait for its end. And somebody may hold an earlier job of that
+      -- agent, which is then not among those that were found.
       SELECT pick.*, CASE WHEN pg_try_advisory_lock_shared(1095910217, (pick.key & 2147483647)::integer)
-                          THEN pg_advisory_unlock_shared(1095910217, (pick.key & 2147483647)::integer) ELSE false END AS can
+                          THEN pg_advisory_unlock_shared(1095910217, (pick.key & 2147483647)::integer) ELSE false END
+                     AND pick.id = (SELECT f.id FROM archibald.jobs f
+                                     WHERE f.wake AND f.agent_id IS NULL AND archibald.lock_key(f.user_id) = pick.key
+                                     ORDER BY archibald.lock_key(f.user_id), (f.class = 'sync'), f.priority, f.id LIMIT 1) AS can
         FROM pick
     ), tried AS MATERIALIZED (
       SELECT free.*, CASE WHEN free.can THEN pg_try_advisory_lock(free.key) END AS got FROM free
@@ -207,7 +209,7 @@ BEGIN
       RETURNING id, turn_job_ids[1] AS job, head_kind
     )
     SELECT array_agg(made.id), array_agg(made.job), array_agg(made.job) FILTER (WHERE made.head_kind <> ALL (p_short)),
-           (SELECT count(*) FROM tried WHERE tried.got), (SELECT array_agg(tried.id) FROM tried WHERE NOT tried.got)
+           (SELECT count(*) FROM tried WHERE tried.got), (SELECT array_agg(tried.id) FROM tried WHERE tried.got IS NOT TRUE)
       INTO v_lanes, v_ran, v_marked, v_got, v_refused FROM made;
     IF v_got > coalesce(cardinality(v_ran), 0) THEN      -- somebody else made a lane at the same moment: the look above did not see it
       PERFORM archibald.drop_stray_locks(p_worker);
