@@ -28,9 +28,8 @@ async def stage(database: str) -> AsyncIterator[Scene]:
 
 
 async def end_listeners(stage: Scene) -> None:
-    """Terminate the backends that hear the workers' notifications."""
-    pids = backends(stage.database, "^LISTEN")
-    assert pids
+    """Terminate the backends that hear the workers' notifications, once there is one again."""
+    pids = await until(lambda: backends(stage.database, "^LISTEN"))
     await stage.look.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", pids)
 
 
