@@ -218,6 +218,27 @@ async def test_a_turn_reads_no_more_new_jobs_than_it_may_begin(look: Look, datab
         assert await look.value(FETCHED) - before < 30 * 6
 
 
+async def test_a_look_that_was_slow_does_not_keep_new_agents_from_being_seen_in_its_own_turn(
+    look: Look, database: str
+) -> None:
+    """Such is each session's first one, for its plans."""
+    async with hand(database) as worker:
+        await look.rows(
+            "INSERT INTO archibald.agents (user_id, lock_key) VALUES ('alice', archibald.lock_key('alice'))"
+        )
+        await look.value("SELECT archibald.enqueue('alice', %s, run_after => now() - interval '1 s')", SYNC)
+        await look.rows("UPDATE archibald.jobs SET due = false")
+        await look.rows(
+            "CREATE FUNCTION public.take_long() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(0.011); RETURN NEW; END $$"
+        )
+        await look.rows(
+            "CREATE TRIGGER slow BEFORE UPDATE OF due ON archibald.jobs FOR EACH ROW EXECUTE FUNCTION public.take_long()"
+        )
+        await look.value(ENQUEUE, "bob", READ)
+        assert "bob" in [job.user_id for job in await claim(worker)]
+
+
 async def test_behind_a_new_agents_job_that_is_held_none_of_that_agent_begins_and_others_do(
     look: Look, database: str
 ) -> None:

@@ -351,6 +351,7 @@ DECLARE
   v_me         record;
   v_solo_from  integer;           -- losses with which a job runs alone
   v_solo       boolean := false;  -- this worker is the one to run such a job
+  v_rests      boolean;           -- a slow look's rest lasts
   v_left       boolean := false;  -- new agents' jobs that could run go before what is taken ahead
   v_new        integer := 0;      -- agents that were adopted running
   v_ran        integer := 0;
@@ -389,7 +390,8 @@ BEGIN
   -- Who wants nothing leaves it to those who do, and settles alone: an error in here must not pass for the error of an outcome.
   IF p_want + p_ahead > 0 OR p_look THEN
     -- While the look for what woke rests, a person's job may wait unseen: no sync takes the place that it would get.
-    IF NOT p_look AND nullif(current_setting('archibald.wake_rest', true), '')::timestamptz > clock_timestamp() THEN
+    v_rests := NOT p_look AND coalesce(nullif(current_setting('archibald.wake_rest', true), '')::timestamptz > clock_timestamp(), false);
+    IF v_rests THEN
       p_syncs := 0;
       p_aged := 0;
     END IF;
@@ -421,7 +423,8 @@ BEGIN
     END IF;
   END IF;
   -- Of a kind whose policy somebody deleted, jobs run under the limit of a sync.
-  IF v_limit IS NOT NULL AND (p_look OR (nullif(current_setting('archibald.wake_rest', true), '')::timestamptz > clock_timestamp()) IS NOT TRUE) THEN
+  -- A rest that began in this turn does not keep new agents from being seen in it: a session's first look is slow for its plans alone.
+  IF v_limit IS NOT NULL AND NOT v_rests THEN
     FOR what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload, saved_state, requeue_count, delay_s, marked, timeout_s,
         backoff, backoff_s, idempotent IN
       SELECT c.*, coalesce(o.timeout_s, 300), o.backoff, coalesce(o.backoff_s, 0), coalesce(o.idempotent, false)
