@@ -81,8 +81,11 @@ class Stage:
         await asyncio.to_thread(scratch.vacuum, self.dsn)
 
     @asynccontextmanager
-    async def worker(self, expected: int = 0) -> AsyncIterator[Daemon]:
-        """Start a worker, and stop it at the end of the block; `expected`: the runs for which `Daemon.until_run` waits."""
+    async def worker(self, expected: int = 0, *, keep: bool = True) -> AsyncIterator[Daemon]:
+        """Start a worker, and stop it at the end of the block.
+
+        `expected`: the runs for which `Daemon.until_run` waits. `keep`: it keeps them all in memory, for `Daemon.end`.
+        """
         number = next(self._numbers)
         runs = self._folder / f"runs-{number}.json"
         runs.unlink(missing_ok=True)
@@ -92,7 +95,7 @@ class Stage:
             env=environment(
                 ARCHIBALD_DATABASE_URL=self.dsn,
                 ARCHIBALD_SHUTDOWN_GRACE="3",
-                BENCH_RUNS=str(runs),
+                BENCH_RUNS=str(runs) if keep else "",
                 BENCH_EXPECTED=str(expected),
             ),
         )

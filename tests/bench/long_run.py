@@ -37,7 +37,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 async def play(bench: Play) -> None:
     """Enqueue and look until all have run."""
     chosen = bench.options
-    async with bench.stage() as stage, stage.worker() as worker:
+    async with bench.stage() as stage, stage.worker(keep=False) as worker:
         (record,) = await worker.registered()
         begin, enqueued, reported = time.monotonic(), 0, 0
         first, _ = memory(record.pid)
