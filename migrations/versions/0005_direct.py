@@ -28,6 +28,7 @@ FUNCTIONS = (
     "takeover.v4",
     "cancel_job.v3",
     "mend_lanes.v3",
+    "review.v3",
     "security.v2",  # the last: it fixes what the others made
 )
 

@@ -50,6 +50,22 @@ async def test_a_job_that_needs_review_is_retried_as_the_same_job_at_its_old_pla
     assert await look.job(job.id, "state", "attempt", "retried_from") == ("completed", 1, None)
 
 
+async def test_a_sync_that_needs_review_is_retried_by_the_one_that_waits_also_one_that_began_before(
+    app: Archibald, worker: Hand, look: Look
+) -> None:
+    job = await app.enqueue("sync-orders", user_id="alice")
+    await worker.settle(await worker.claim_one(), DOUBTFUL)
+    waits = await app.enqueue("sync-orders", user_id="alice")
+    await worker.settle(await worker.claim_one(), Outcome.gone_back())
+    assert (await app.retry(job.id)).id == waits.id
+    assert await look.job(job.id, "state", "result", "error") == (
+        "cancelled",
+        {"absorbed_by": waits.id},
+        f"absorbed by job {waits.id}",
+    )
+    assert await look.rows("SELECT id, state FROM archibald.jobs") == [(waits.id, "queued")]
+
+
 async def test_a_retry_wakes_a_worker(app: Archibald, worker: Hand, database: str) -> None:
     job = await ended(app, worker, DOUBTFUL)
     async with looking(database) as listener:

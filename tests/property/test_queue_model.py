@@ -146,9 +146,11 @@ class QueueModel(RuleBasedStateMachine):
         taken = self.jobs.get(self.keys.get((user, key), 0)) if key else None
         if taken and taken.state not in {State.FAILED, State.CANCELLED}:
             return taken
-        if KINDS[kind][0] == "sync":
-            return min((job for job in self.queued(user) if job.kind == kind), key=lambda job: job.id, default=None)
-        return None
+        return self.waiting_sync(user, kind)
+
+    def waiting_sync(self, user: str, kind: str) -> Job | None:
+        same = [job for job in self.queued(user) if job.sync and job.kind == kind]
+        return min(same, key=lambda job: job.id, default=None)
 
     def absorb_followups(self, job: Job) -> None:
         if job.sync and job.state is State.QUEUED:
@@ -267,7 +269,10 @@ class QueueModel(RuleBasedStateMachine):
         twin = self.expected_twin(job.user, job.kind, job.key)
         row = self.look.execute("SELECT answer, job FROM archibald.retry_job(%s)", (job.id,)).fetchone()
         assert row
-        if job.state is State.NEEDS_REVIEW:
+        if job.state is State.NEEDS_REVIEW and (waiting := self.waiting_sync(job.user, job.kind)):
+            assert row == ("already retried", waiting.id)
+            job.move(Event.DISCARD)
+        elif job.state is State.NEEDS_REVIEW:
             assert row == ("queued", job.id)
             job.move(Event.RETRY)
             job.due = True
