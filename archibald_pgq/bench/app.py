@@ -30,9 +30,10 @@ async def run_job(ctx: JobContext, data: dict[str, Any]) -> None:
     start = time.monotonic()
     if seconds := data.get("seconds"):
         await asyncio.sleep(seconds)
-    if _path:
-        _runs.append((ctx.user_id, data["seq"], start, time.monotonic()))
-    if len(_runs) == _expected > 0:
+    if not _path:
+        return
+    _runs.append((ctx.user_id, data["seq"], start, time.monotonic()))
+    if len(_runs) == _expected:
         sys.stdout.write("done\n")
         sys.stdout.flush()
 

@@ -150,6 +150,11 @@ class Scene:
         append(self.history, Event(now(), "continued", daemon.pid, daemon.name))
         daemon.signal(signal.SIGCONT)
 
+    async def end_listeners(self) -> None:
+        """Terminate the backends that hear the workers' notifications, once there is one again."""
+        pids = await until(lambda: backends(self.database, "^LISTEN"))
+        await self.look.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", pids)
+
     async def until_trusted(self, daemon: Daemon, lease: float) -> None:
         """Wait until a worker may take over from others: it has beaten for a lease and a beat."""
         await self.look.until(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.faults import Scene, backends, scene, until
+from tests.acceptance.faults import Scene, scene, until
 
 TWO: dict[str, Any] = {"WORKER_CONCURRENCY": 2, "ARCHIBALD_RESERVED_CONSUMERS": 0}
 AT_ONCE: dict[str, Any] = {"ARCHIBALD_PREEMPT_GRACE": 0.1}
@@ -25,12 +25,6 @@ AGENTS = ("alice", "bob", "carol", "dave")
 async def stage(database: str) -> AsyncIterator[Scene]:
     async with scene(database) as made:
         yield made
-
-
-async def end_listeners(stage: Scene) -> None:
-    """Terminate the backends that hear the workers' notifications, once there is one again."""
-    pids = await until(lambda: backends(stage.database, "^LISTEN"))
-    await stage.look.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", pids)
 
 
 async def asked(stage: Scene, sync: int) -> None:
@@ -61,7 +55,7 @@ async def test_a_write_starts_though_every_consumer_of_two_processes_runs_a_sync
     others = {user: await stage.enqueue("fault-other-sync", user, do) for user in AGENTS}
     for user in AGENTS:  # of both processes
         if deaf:
-            await end_listeners(stage)
+            await stage.end_listeners()
         write = await stage.enqueue("fault-write", user, "short", seconds=0.0)
         await stage.until_started(write)
         await stage.until_started(syncs[user], times=2)
@@ -86,7 +80,7 @@ async def test_a_write_of_an_idle_agent_starts_on_a_reserved_consumer_though_syn
     syncs = [await stage.enqueue("fault-sync", f"sync-{n}") for n in range(8)]
     await until(lambda: sum(bool(stage.events("start", sync)) for sync in syncs) == 4)
     if deaf:
-        await end_listeners(stage)
+        await stage.end_listeners()
     write = await stage.enqueue("fault-write", "alice")
     await stage.until_started(write)
     assert sum(bool(stage.events("start", sync)) for sync in syncs) == 4
@@ -157,7 +151,7 @@ async def test_waves_of_writes_over_running_syncs_lose_nothing_though_listeners_
     writes = []
     for wave in range(4):
         if wave == 1:
-            await end_listeners(stage)
+            await stage.end_listeners()
         wave_of = [
             await stage.enqueue("fault-idempotent", user, "short", seconds=0.02) for user in AGENTS for _ in range(3)
         ]

@@ -16,7 +16,7 @@ from typing import Any
 from archibald_pgq import NewJob
 from archibald_pgq.store import migrations
 from tests import servers
-from tests.acceptance.faults import Scene, backends, scene, until
+from tests.acceptance.faults import Scene, scene, until
 from tests.acceptance.history import Event, append, now, read
 from tests.bench.preemption_app import FINISH, PAGE
 
@@ -93,12 +93,6 @@ async def run_syncs(stage: Scene, count: int, do: str, seconds: float = LONG) ->
     return syncs
 
 
-async def end_listeners(stage: Scene) -> None:
-    """Terminate the backends that hear notifications, once there is one again."""
-    pids = await until(lambda: backends(stage.database, "^LISTEN"))
-    await stage.look.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", pids)
-
-
 async def check(stage: Scene) -> Row:
     """Let all syncs end, stop the workers, and look at what the handlers wrote down."""
     stage.open(FINISH)
@@ -129,7 +123,7 @@ async def preempting(bench: Bench, do: str, rounds: int, bound: float, how: str)
         found = []
         for user in victims:
             if how == "listeners end":
-                await end_listeners(stage)
+                await stage.end_listeners()
             found.append(await delay(stage, user))
             await until(lambda user=user: len(stage.events("start", syncs[user])) == 2)  # type: ignore[misc]
         words = {"": "", "deaf": ", no notification heard", "listeners end": ", listeners terminated before"}[how]
@@ -168,7 +162,7 @@ async def reserve(bench: Bench) -> AsyncIterator[Row]:
         yield within("8 of 10 consumers run syncs and 12 more wait: write of an idle agent", 0.5, found)
         found = []
         for n in range(3):
-            await end_listeners(stage)
+            await stage.end_listeners()
             found.append(await delay(stage, f"idle-{n}"))
         yield within("… listener terminated before", 0.5 + HEARTBEAT, found)
         yield await check(stage)
