@@ -168,7 +168,7 @@ class Dispatcher:
     # -- the loop
 
     async def run(self) -> None:
-        """Take turns until cancelled.
+        """Take turns until everything is settled and nothing more is claimed, or until cancelled.
 
         Raises:
             FencedError: this worker's lease was taken over.
@@ -176,6 +176,8 @@ class Dispatcher:
         pause: float = 0.0
         while True:
             fired = not self._arrived and await self._rest(pause)
+            if self.settled.is_set():
+                return  # one turn more, cancelled with this task, would leave in doubt what this worker owns: it would not say goodbye
             self._turning = True  # and not reset if it is cancelled: what it did is not known then
             pause = await self._turn(look=fired)
             self._turning = False

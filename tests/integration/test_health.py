@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -71,6 +72,25 @@ async def test_a_worker_that_beats_is_well_and_says_how_busy_it_is(app: Archibal
     code, line = probe(database, "--worker", str(worker))
     assert code == 1
     assert re.fullmatch(rf"worker {worker} has stopped: beat \d\.\d s ago\n", line), line
+
+
+SLOWLY = """
+CREATE FUNCTION public.take_long() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.8); RETURN NEW; END $$;
+CREATE TRIGGER slow BEFORE INSERT ON archibald.job_history FOR EACH ROW EXECUTE FUNCTION public.take_long()
+"""
+
+
+async def test_a_worker_that_is_told_to_stop_during_its_last_turn_says_goodbye(app: Archibald, look: Look) -> None:
+    """It had heard of something new during that turn: the next one must not be begun, and cut off by its end."""
+    stage = Stage(hold=False)
+    stage.register(app, "submit-order")
+    await look.rows(SLOWLY)
+    async with working(app):
+        await app.enqueue("submit-order", user_id="alice")
+        await look.until("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')")
+        await look.rows("NOTIFY archibald, 'wake'")
+        await asyncio.sleep(0.4)  # its way to the worker; that turn lasts longer
+    assert await look.value("SELECT stopped_at IS NOT NULL FROM archibald.workers")
 
 
 @pytest.mark.slow
