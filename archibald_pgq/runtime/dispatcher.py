@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -23,7 +24,7 @@ from archibald_pgq.runtime.executor import Run, Stop
 from archibald_pgq.runtime.lane_run import LONGEST, LaneRun
 from archibald_pgq.runtime.session import POLL, SOON, FencedError, Session
 from archibald_pgq.runtime.turn_log import say
-from archibald_pgq.store.turn import NOTHING, Owner, Report, Turn, Want
+from archibald_pgq.store.turn import NOTHING, Answer, Owner, Report, Turn, Want
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,21 @@ jobs other agents' jobs of 0 ms took up to 1.6 times as long (84 turns instead o
 """
 
 MANY = 20
-"""Lanes from which on it takes longer to hand them out than to send the next turn, which the server then takes meanwhile."""
+"""Rows of an answer from which on it takes longer to read it than to send the next turn, which the server then takes meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A turn that was taken, and whose answer is not read yet."""
+
+    reports: list[Report]
+    want: Want
+    answer: Answer
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes it may have brought: never fewer than it has."""
+        return min(self.answer.rows, self.want.jobs + self.want.ahead)
 
 
 class Dispatcher:
@@ -75,8 +90,8 @@ class Dispatcher:
         self._wishes: deque[asyncio.Future[LaneRun]] = deque()
         self._ahead: deque[LaneRun] = deque()
         """Lanes that wait for a consumer, for 100 ms at most."""
-        self._arrived: list[list[ClaimedJob]] = []
-        """What the last turn brought, where it is handed out while the next one is under way."""
+        self._unread: Taken | None = None
+        """The last turn, where its answer is read, and what it brought handed out, while the next one is under way."""
         self._reporting: dict[Owner, LaneRun] = {}
         """Of `runs`, those of which there is something to write."""
         self._orphans: dict[Owner, Report] = {}
@@ -163,7 +178,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """True when everything that was claimed is settled; a turn under way may bring more."""
-        return not self.runs and not self._orphans and not self._turning and not self._arrived
+        return not self.runs and not self._orphans and not self._turning and self._unread is None
 
     # -- the loop
 
@@ -175,7 +190,7 @@ class Dispatcher:
         """
         pause: float = 0.0
         while True:
-            fired = not self._arrived and await self._rest(pause)
+            fired = self._unread is None and await self._rest(pause)
             if self.settled.is_set():
                 return  # one turn more, cancelled with this task, would leave in doubt what this worker owns: it would not say goodbye
             self._turning = True  # and not reset if it is cancelled: what it did is not known then
@@ -204,35 +219,35 @@ class Dispatcher:
             self._give_back(self._ahead.popleft())
         reports, want = self._reports(), self._want()
         self._look = False  # now, and not after the turn: an unlock that is announced meanwhile asks for another look
+        self._aged -= want.aged
         try:
-            turn = await self._meanwhile(self._session.take_turn(reports, want, look=look, solo=self._solo))
+            answer = await self._meanwhile(self._session.take_turn(reports, want, look=look, solo=self._solo))
         except psycopg.Error as error:
             self._look = self._look or look
+            self._aged += want.aged
             return await self._session.mend(error, reports, self._written)
         if look:
             self._looked = time.monotonic()
             if self._running_syncs():
                 self._report_look()  # and not only by a notification: where none arrives, a write waits for one poll and no longer
-        if want.jobs:
-            self._note_solo(turn)
-        self._written(reports, turn)
-        say(turn)
-        lanes = [list(jobs) for _, jobs in itertools.groupby(turn.claimed, key=lambda job: job.lane)]
-        self._aged = min(self._aged - (want.aged if lanes else 0) + len(lanes) / 4, LARGEST_AGED)
-        self._arrived = lanes
-        if len(lanes) < MANY or not self._reporting:
-            self._hand_out_arrived()
+        taken = Taken(reports, want, answer)
+        more = len(self._reporting) + len(self._orphans) > len(reports)
+        if more and answer.rows >= MANY and not self._solo and not self._session.lacks_locks:
+            self._unread = taken
+            return 0.0
+        turn = await self._read(taken)
         await self._session.take_missing_locks()
         if turn.locked:
             return SOON
-        pause = SHORTLY if lanes and self._wishes else POLL
+        pause = SHORTLY if turn.claimed and self._wishes else POLL
         if turn.next_in is not None:
             pause = min(max(turn.next_in, 0.005), POLL)
         return min(pause, LONGEST) if self._ahead else pause
 
-    async def _meanwhile(self, turn: Coroutine[Any, Any, Turn]) -> Turn:
-        """Take a turn, and hand out what the one before has brought once it is sent."""
-        if not self._arrived:
+    async def _meanwhile(self, turn: Coroutine[Any, Any, Answer]) -> Answer:
+        """Take a turn, and read the answer of the one before once it is sent."""
+        taken = self._unread
+        if taken is None:
             return await turn
         task = asyncio.create_task(turn)
         try:
@@ -241,12 +256,32 @@ class Dispatcher:
             task.cancel()
             raise
         finally:
-            self._hand_out_arrived()
+            self._unread = None
+            await self._read(taken)
         return await task
 
+    async def _read(self, taken: Taken) -> Turn:
+        """Note what a turn wrote, and hand out what it brought; never suspended, so that what is owned is known at every moment."""
+        turn = await taken.answer.read()
+        self._session.written(taken.reports, turn)
+        if taken.want.jobs:
+            self._note_solo(turn)
+        self._written(taken.reports, turn)
+        say(turn)
+        lanes = [list(jobs) for _, jobs in itertools.groupby(turn.claimed, key=lambda job: job.lane)]
+        self._aged = min(self._aged + (len(lanes) / 4 if lanes else taken.want.aged), LARGEST_AGED)
+        for jobs in lanes:
+            self._hand_out(jobs)
+        return turn
+
     def _reports(self) -> list[Report]:
-        reports = [report for lane in self._reporting.values() if (report := lane.report()) is not None]
-        return reports + list(self._orphans.values())
+        told = {report.owner for report in self._unread.reports} if self._unread else ()
+        reports = [
+            report
+            for owner, lane in self._reporting.items()
+            if owner not in told and (report := lane.report()) is not None
+        ]
+        return reports + [report for owner, report in self._orphans.items() if owner not in told]
 
     def _want(self) -> Want:
         while self._wishes and self._wishes[0].done():
@@ -254,7 +289,8 @@ class Dispatcher:
         alone = self._alone in self.runs and not self.runs[self._alone].ended.is_set()
         if not self._claiming or not self._in_contact() or alone:
             return NOTHING
-        wishes, arrived = sum(not wish.done() for wish in self._wishes), len(self._arrived)
+        wishes = sum(not wish.done() for wish in self._wishes)
+        arrived = self._unread.lanes if self._unread else 0
         short = self._pace.short()
         # A batch while there is no more than one at hand: this one is run while the next is fetched.
         batch = self._pace.ahead(self._consumers) if short and not self._solo else 0
@@ -274,10 +310,9 @@ class Dispatcher:
 
     def _running_syncs(self) -> int:
         """How many syncs run, without those whose outcome goes out with the next turn."""
-        jobs = [lane.job for lane in self.runs.values() if not lane.ended.is_set()] + [
-            lane[0] for lane in self._arrived
-        ]
-        return sum(job.policy.job_class is JobClass.SYNC for job in jobs)
+        jobs = [lane.job for lane in self.runs.values() if not lane.ended.is_set()]
+        unread = self._unread.want.syncs if self._unread else 0  # at most
+        return sum(job.policy.job_class is JobClass.SYNC for job in jobs) + unread
 
     def _written(self, reports: Iterable[Report], turn: Turn) -> None:
         """Note what the database made of these reports."""
@@ -306,11 +341,6 @@ class Dispatcher:
         for owner in turn.unwanted:
             if owner in self.runs:
                 self.runs[owner].stop(Stop.CANCEL)
-
-    def _hand_out_arrived(self) -> None:
-        lanes, self._arrived = self._arrived, []
-        for jobs in lanes:
-            self._hand_out(jobs)
 
     def _hand_out(self, jobs: Sequence[ClaimedJob]) -> None:
         known = self.runs.get(Owner(jobs[0].lane, jobs[0].epoch))

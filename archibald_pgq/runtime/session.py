@@ -23,7 +23,7 @@ from archibald_pgq.runtime.reconnect import Outage, in_need, jittered
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
 from archibald_pgq.store.connect import HANGS, connect, deadline, told
-from archibald_pgq.store.turn import NOTHING, Owner, Report, Turn, Want
+from archibald_pgq.store.turn import NOTHING, Answer, Owner, Report, Turn, Want
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Session:
         """Seconds that a turn gets, so that a new connection has the locks within the lease; twice as many after each one in a row
         that took longer, so that a slow turn of a server that answers does end."""
 
-    async def take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Turn:
+    async def take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Answer:
         """Take one turn.
 
         Raises:
@@ -80,8 +80,12 @@ class Session:
         """
         if self._unsure:
             await self._compare_locks()
-        turn = await self._take_turn(reports, want, look=look, solo=solo)
+        answer = await self._take_turn(reports, want, look=look, solo=solo)
         self._patience = self._lease / 2
+        return answer
+
+    def written(self, reports: Sequence[Report], turn: Turn) -> None:
+        """To be called with what a turn came to: the first one after an outage is told of."""
         if self._had_outage:
             self._had_outage = False
             written = sum(
@@ -92,11 +96,10 @@ class Session:
                 written,
                 len(self._runs),
             )
-        return turn
 
-    async def _take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Turn:
+    async def _take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Answer:
         with deadline(self._connection, self._patience, self._lose_patience):
-            return await store.take_turn(self._connection, self._worker_id, reports, want, look=look, solo=solo)
+            return await store.send_turn(self._connection, self._worker_id, reports, want, look=look, solo=solo)
 
     def _lose_patience(self) -> None:
         """A turn took too long, and its connection is cut: a new one ends the old backend and takes its locks."""
@@ -106,6 +109,11 @@ class Session:
     def freed(self, owner: Owner) -> None:
         """This lane is no longer ours, and needs no lock."""
         self._locks.settled(owner)
+
+    @property
+    def lacks_locks(self) -> bool:
+        """Locks of this session are missing; before these are compared, every answer is to be read."""
+        return self._locks.incomplete
 
     async def take_missing_locks(self) -> None:
         """Try again to take the locks that could not be taken with a new session."""
@@ -147,7 +155,7 @@ class Session:
             if report.owner in stuck:
                 continue
             try:
-                turn = await self._take_turn([report], NOTHING, look=False, solo=False)
+                turn = await (await self._take_turn([report], NOTHING, look=False, solo=False)).read()
                 if report.owner in turn.locked:
                     stuck.add(report.owner)
                 apply([report], turn)

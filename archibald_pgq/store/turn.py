@@ -122,9 +122,32 @@ class Owned:
     locked: bool
 
 
+class Answer:
+    """What the server said to a turn, not read yet: meanwhile the next turn can be sent, and the server need not wait."""
+
+    def __init__(self, cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> None:
+        """Keep the cursor, which has the whole answer and needs its connection no more."""
+        self._cursor = cursor
+        self.rows = cursor.rowcount
+
+    async def read(self) -> Turn:
+        """Return what the turn came to; once."""
+        turn = Turn()
+        for row in await self._cursor.fetchall():
+            _read(row, turn)
+        return turn
+
+
 async def take_turn(
     connection: Connection, worker_id: int, reports: Sequence[Report], want: Want, *, look: bool, solo: bool = False
 ) -> Turn:
+    """Do what `send_turn` does, and read its answer."""
+    return await (await send_turn(connection, worker_id, reports, want, look=look, solo=solo)).read()
+
+
+async def send_turn(
+    connection: Connection, worker_id: int, reports: Sequence[Report], want: Want, *, look: bool, solo: bool = False
+) -> Answer:
     """Write `reports` and claim what is wanted; `look`: look again at doubts, pauses, foreign locks and writes that wait for a sync.
 
     `solo`: the last answer to a wish was `solo`.
@@ -136,37 +159,34 @@ async def take_turn(
     items = [(report.owner.lane, item) for report in reports for item in report.settlements]
     marks = [report.mark for report in reports]
     outcomes = [item.outcome for _, item in items]
-    turn = Turn()
-    async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(
-            _TURN,
-            (
-                worker_id,
-                of_numbers(report.owner.lane for report in reports),
-                of_numbers(report.owner.epoch for report in reports),
-                of_numbers(mark and mark.job_id for mark in marks),
-                of_numbers(mark and now - mark.began for mark in marks),
-                of_numbers(lane for lane, _ in items),
-                of_numbers(item.job_id for _, item in items),
-                of_texts(outcome.event.value for outcome in outcomes),
-                of_texts(outcome.result for outcome in outcomes),
-                of_texts(outcome.error for outcome in outcomes),
-                of_numbers(outcome.delay for outcome in outcomes),
-                of_numbers(item.began and now - item.began for _, item in items),
-                of_numbers(item.ended and now - item.ended for _, item in items),
-                want.jobs,
-                want.syncs,
-                want.aged,
-                want.ahead,
-                list(want.short),
-                list(want.short.values()),
-                look,
-                solo,
-            ),
-        )
-        for row in await cursor.fetchall():
-            _read(row, turn)
-    return turn
+    cursor = connection.cursor(row_factory=tuple_row)
+    await cursor.execute(
+        _TURN,
+        (
+            worker_id,
+            of_numbers(report.owner.lane for report in reports),
+            of_numbers(report.owner.epoch for report in reports),
+            of_numbers(mark and mark.job_id for mark in marks),
+            of_numbers(mark and now - mark.began for mark in marks),
+            of_numbers(lane for lane, _ in items),
+            of_numbers(item.job_id for _, item in items),
+            of_texts(outcome.event.value for outcome in outcomes),
+            of_texts(outcome.result for outcome in outcomes),
+            of_texts(outcome.error for outcome in outcomes),
+            of_numbers(outcome.delay for outcome in outcomes),
+            of_numbers(item.began and now - item.began for _, item in items),
+            of_numbers(item.ended and now - item.ended for _, item in items),
+            want.jobs,
+            want.syncs,
+            want.aged,
+            want.ahead,
+            list(want.short),
+            list(want.short.values()),
+            look,
+            solo,
+        ),
+    )
+    return Answer(cursor)
 
 
 @lru_cache(maxsize=1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime.executor import Run
 from archibald_pgq.runtime.lane_run import LaneRun
+from archibald_pgq.runtime.session import Session
 from archibald_pgq.store import workers
-from archibald_pgq.store.turn import Mark, Owner, Report, Settlement, Turn, Want
+from archibald_pgq.store.turn import Answer, Mark, Owner, Report, Settlement, Turn, Want
 from tests.hand import Hand, hand
 from tests.support import PATIENCE, Look, looking, working
 
@@ -241,6 +243,45 @@ async def test_an_agent_with_nobody_beside_it_goes_on_without_a_new_claim(app: A
     assert ran == list(range(60))
     longest = "SELECT max(jobs) FROM (SELECT count(*) AS jobs FROM archibald.job_history GROUP BY epoch) AS e"
     assert await look.value(longest) > 2
+
+
+async def test_while_an_answer_waits_to_be_read_no_outcome_is_reported_twice(
+    app: Archibald, look: Look, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next turn is sent meanwhile, and must know what the one before has told already."""
+    unread = False
+    told: list[tuple[Owner, int]] = []
+
+    async def send(self: Session, reports: Sequence[Report], want: Want, **options: Any) -> Answer:
+        nonlocal unread
+        told.extend((report.owner, item.job_id) for report in reports for item in report.settlements)
+        answer = await sent(self, reports, want, **options)
+        read = answer.read
+
+        async def reading() -> Turn:
+            nonlocal unread
+            unread = unread or sent_since != len(told)
+            return await read()
+
+        sent_since = len(told)
+        answer.read = reading  # type: ignore[method-assign]
+        return answer
+
+    sent = Session.take_turn
+    monkeypatch.setattr(Session, "take_turn", send)
+    ran: list[str] = []
+
+    @app.operation("quick", job_class="read")
+    async def quick(ctx: JobContext, data: object) -> None:
+        ran.append(ctx.user_id)
+
+    await app.enqueue_many([NewJob("quick", user_id=f"user-{n}") for n in range(2000)])
+    async with working(app):
+        await look.until("SELECT count(*) = 0 FROM archibald.jobs")
+    assert len(ran) == len(set(ran)) == 2000
+    assert unread, "no turn was sent before the answer of the one before was read"
+    assert len(told) == len(set(told))
+    assert not [record for record in caplog.records if "refused" in record.getMessage()]
 
 
 # -- what a settle makes of it
