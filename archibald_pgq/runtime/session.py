@@ -99,7 +99,7 @@ class Session:
 
     async def _take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Answer:
         with deadline(self._connection, self._patience, self._lose_patience):
-            return await store.send_turn(self._connection, self._worker_id, reports, want, look=look, solo=solo)
+            return await store.take_turn(self._connection, self._worker_id, reports, want, look=look, solo=solo)
 
     def _lose_patience(self) -> None:
         """A turn took too long, and its connection is cut: a new one ends the old backend and takes its locks."""

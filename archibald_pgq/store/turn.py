@@ -140,13 +140,6 @@ class Answer:
 
 async def take_turn(
     connection: Connection, worker_id: int, reports: Sequence[Report], want: Want, *, look: bool, solo: bool = False
-) -> Turn:
-    """Do what `send_turn` does, and read its answer."""
-    return await (await send_turn(connection, worker_id, reports, want, look=look, solo=solo)).read()
-
-
-async def send_turn(
-    connection: Connection, worker_id: int, reports: Sequence[Report], want: Want, *, look: bool, solo: bool = False
 ) -> Answer:
     """Write `reports` and claim what is wanted; `look`: look again at doubts, pauses, foreign locks and writes that wait for a sync.
 
