@@ -14,6 +14,8 @@ ENVIRONMENT := .venv
 BIN := $(ENVIRONMENT)/bin
 INSTALLED := $(ENVIRONMENT)/installed
 CODE := archibald_pgq $(wildcard examples migrations) tests
+# As an installed package is: the tests start hundreds of processes, and where PYTHONDONTWRITEBYTECODE is set each would compile anew.
+COMPILE = $(BIN)/python -m compileall -q archibald_pgq tests
 
 # An environment knows its own absolute place: in a checkout that was moved or copied it has to be made again.
 ifneq "$(shell cat $(INSTALLED) 2>/dev/null)" "$(CURDIR)"
@@ -30,9 +32,11 @@ run: $(INSTALLED) ## Run the main job: a day of 60 agents against a small ERP, o
 	@$(BIN)/python -m archibald_pgq demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests on a real Postgres: a container where an engine answers, else the bundled one
+	@$(COMPILE)
 	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(ARGS)
 
 faults: $(INSTALLED) ## Run all fault tests, also the long ones, and print what they measured
+	@$(COMPILE)
 	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile -m '' tests/acceptance $(ARGS)
 
 chaos: $(INSTALLED) ## Let random faults loose on real workers, e.g. ARGS="--seconds 60 --seed 1"
@@ -53,6 +57,7 @@ imports: $(INSTALLED) ## Check that imports point one way
 # The folder, not the module's name: for a name coverage imports the package and forgets it again, and SQLAlchemy's compiled
 # parts do not survive being imported twice.
 coverage: $(INSTALLED) ## Run the tests and require that they reach all of the domain layer
+	@$(COMPILE)
 	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile --cov=archibald_pgq/domain --cov-branch --cov-fail-under=100 \
 	    --cov-report=term-missing:skip-covered $(ARGS)
 
@@ -81,4 +86,5 @@ $(INSTALLED): pyproject.toml
 	"$$found" -m venv --clear $(ENVIRONMENT) && \
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
 	$(BIN)/python -m pip install --quiet --editable . --group dev && \
+	$(COMPILE) && \
 	pwd -P >$@

@@ -109,9 +109,8 @@ class Heartbeat:
                 timeout=LONGEST_INTERVAL
             )  # one may wait for a server that does not answer; it ends with the process
 
-    @property
     def in_contact(self) -> bool:
-        """True within half the lease after a beat: only then may handlers be started."""
+        """Return True within half the lease after a beat: only then may handlers be started."""
         return boottime() - self._acknowledged < self._lease / 2
 
     @property

@@ -57,6 +57,8 @@ class Registration:
         self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self, failover=settings.failover)
         self._conninfo, self._registry, self._client, self._settings = conninfo, registry, client, settings
         self._loop = asyncio.get_running_loop()
+        self._loop_ran = time.monotonic()
+        """When a consumer last came back from the event loop."""
         self._maintenance = Maintenance(
             conninfo,
             worker_id,
@@ -72,7 +74,7 @@ class Registration:
             worker_id,
             settings.lease,
             self._make_run,
-            in_contact=lambda: self.heartbeat.in_contact,
+            in_contact=self.heartbeat.in_contact,
             consumers=settings.worker_concurrency,
             max_syncs=settings.max_syncs,
             looked=self._maintenance.look_for_requests,
@@ -152,7 +154,6 @@ class Registration:
 
     async def _consume(self, name: str) -> None:
         """One consumer: a lane at a time, and of it a job at a time, until nothing more is claimed."""
-        loop_ran = time.monotonic()
         while True:
             try:
                 lane = await self._dispatcher.next_lane()
@@ -160,9 +161,9 @@ class Registration:
                 return
             await lane.execute(name)
             self._dispatcher.ended(lane)
-            if (now := time.monotonic()) - loop_ran > HOGS:  # lanes that never wait must not keep it from all else
+            if time.monotonic() - self._loop_ran > HOGS:  # lanes that never wait must not keep it from all else
                 await asyncio.sleep(0)
-                loop_ran = now
+                self._loop_ran = time.monotonic()
 
     async def _write_progress(self, job_id: int, percent: int, label: str | None) -> None:
         await self._client.ask(commands.progress(job_id, self.worker_id, percent, label))

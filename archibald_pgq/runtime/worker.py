@@ -14,7 +14,7 @@ import psycopg
 
 from archibald_pgq.config import Settings
 from archibald_pgq.errors import DatabaseError, SchemaError
-from archibald_pgq.runtime import witness
+from archibald_pgq.runtime import collector, witness
 from archibald_pgq.runtime.reconnect import jittered
 from archibald_pgq.runtime.registration import Registration
 from archibald_pgq.runtime.registry import Registry
@@ -74,7 +74,8 @@ class Worker:
             DatabaseError: the database cannot be used at the start.
         """
         self._witness = witness.make()
-        code = await self._run()
+        with collector.less_often():
+            code = await self._run()
         if code == 0 and self._witness is not None:  # else handler code may run until the process has ended
             self._witness.close()
         return code

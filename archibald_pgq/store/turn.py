@@ -5,6 +5,7 @@ Owns: the call of `archibald.turn` and the reading of its rows. Must not: decide
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ from archibald_pgq.store.arrays import of_numbers, of_texts
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
+# JSON as text: the driver's loader takes three times as long for it, and another part of the program may have set its own.
 _TURN = """
-SELECT * FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::float8[], %s::bigint[], %s::bigint[], %s::text[], %s::text[],
-                             %s::text[], %s::float8[], %s::float8[], %s::float8[], %s, %s, %s, %s, %s::text[], %s::integer[], %s, %s)
+SELECT what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload::text, saved_state::text, requeue_count, delay_s,
+       marked, timeout_s, backoff, backoff_s, idempotent
+  FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::float8[], %s::bigint[], %s::bigint[], %s::text[], %s::text[],
+                      %s::text[], %s::float8[], %s::float8[], %s::float8[], %s, %s, %s, %s, %s::text[], %s::integer[], %s, %s)
 """
 _RETAKE = "SELECT lane, epoch, jobs, got FROM archibald.retake(%s)"
 _DROP_STRAY = "SELECT archibald.drop_stray_locks(%s)"
@@ -227,9 +231,9 @@ def _read(row: tuple[Any, ...], turn: Turn) -> None:
                     kind,
                     attempt + 1,
                     max_attempts,
-                    payload,
+                    json.loads(payload),
                     _policy(job_class, timeout, max_attempts, backoff, backoff_s, idempotent=idempotent),
-                    saved_state,
+                    saved_state if saved_state is None else json.loads(saved_state),
                     marked,
                 )
             )
