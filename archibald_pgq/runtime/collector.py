@@ -1,10 +1,11 @@
 """Python's garbage collector while workers run: it looks at less, and less often.
 
-Owns: its settings for that time. Guarantees: it is left as it was found once the last worker of the process has ended. Must not: switch it off.
+Owns: its settings for that time. Guarantees: it is left as it was found once the last worker of the process has ended.
+Must not: switch it off.
 
-Why: a worker with 300 jobs at hand makes many objects that all end by their reference counts. With Python's defaults the collector looked at
-them every few jobs, and now and then at all that was imported, for 43 ms in which the event loop stood still: 26 µs of a job's 95 (10,000
-jobs that do nothing, Python 3.11).
+Why: a worker with 300 jobs at hand makes many objects that all end by their reference counts. With Python's defaults the
+collector looked at them every few jobs, and now and then at all that was imported, for 43 ms in which the event loop stood
+still: 26 µs of a job's 95 (10,000 jobs that do nothing, Python 3.11).
 """
 
 from __future__ import annotations

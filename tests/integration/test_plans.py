@@ -120,3 +120,22 @@ async def test_a_turn_reads_a_bounded_number_of_rows_where_a_vacuum_found_the_ta
         await until_counted(look, sessions)
         assert ran >= 300
         assert await look.value(FETCHED) - before < 20 * (ran + 12 * 500)
+
+
+async def test_a_look_reads_a_bounded_number_of_agents_though_its_plan_was_made_while_there_were_none(
+    look: Look, database: str
+) -> None:
+    """The cheapest plan for an empty table passes over all of it, and is kept."""
+    async with hand(database) as worker:
+        await look.rows("ALTER TABLE archibald.agents SET (autovacuum_enabled = off)")
+        await look.rows("VACUUM ANALYZE archibald.agents")
+        for _ in range(2):
+            await worker.turn(want=1, look=True)
+        await look.rows(AGENTS.replace("%s", "'idle'"))
+        sessions = (look.connection, worker.connection)
+        await until_counted(look, sessions)
+        before = await look.value(FETCHED)
+        for _ in range(5):
+            await worker.turn(want=1, look=True)
+        await until_counted(look, sessions)
+        assert await look.value(FETCHED) - before < 100

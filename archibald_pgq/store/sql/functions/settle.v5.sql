@@ -177,8 +177,8 @@ END $$;
 
 -- Moves the jobs whose outcome ends them to the history: the only source of its rows but for cancelled and absorbed jobs that never ran.
 -- There is one plan that a turn's settings leave, whatever the statistics say: to each place, once.
-DROP FUNCTION archibald.end_jobs(bigint, bigint[], bigint[], bigint[], tid[], text[], text[], text[], double precision[], double precision[], timestamptz);
-CREATE FUNCTION archibald.end_jobs(p_worker bigint, p_epochs bigint[], p_of bigint[], p_places tid[], p_events text[], p_results text[],
+DROP FUNCTION IF EXISTS archibald.end_jobs(bigint, bigint[], bigint[], bigint[], tid[], text[], text[], text[], double precision[], double precision[], timestamptz);
+CREATE OR REPLACE FUNCTION archibald.end_jobs(p_worker bigint, p_epochs bigint[], p_of bigint[], p_places tid[], p_events text[], p_results text[],
                                    p_errors text[], p_began double precision[], p_ended double precision[], p_now timestamptz)
 RETURNS void
 LANGUAGE plpgsql AS $$
