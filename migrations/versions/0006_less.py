@@ -14,6 +14,8 @@ down_revision = "0005"
 OLDEST_CODE = "0001"
 
 FUNCTIONS = (
+    "agent_lock.v3",
+    "preempt.v3",
     "refresh_lanes.v6",
     "wake_lanes.v6",
     "settle.v5",
