@@ -19,7 +19,7 @@ from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.outcome import Outcome
-from archibald_pgq.store.arrays import of_numbers, of_texts
+from archibald_pgq.store.arrays import of_names, of_numbers, of_seconds, of_texts
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -164,15 +164,15 @@ async def take_turn(
             of_numbers(report.owner.lane for report in reports),
             of_numbers(report.owner.epoch for report in reports),
             of_numbers(mark and mark.job_id for mark in marks),
-            of_numbers(mark and now - mark.began for mark in marks),
+            of_seconds(mark and now - mark.began for mark in marks),
             of_numbers(lane for lane, _ in items),
             of_numbers(item.job_id for _, item in items),
-            of_texts(outcome.event.value for outcome in outcomes),
+            of_names(outcome.event for outcome in outcomes),
             of_texts(outcome.result for outcome in outcomes),
             of_texts(outcome.error for outcome in outcomes),
-            of_numbers(outcome.delay for outcome in outcomes),
-            of_numbers(item.began and now - item.began for _, item in items),
-            of_numbers(item.ended and now - item.ended for _, item in items),
+            of_seconds(outcome.delay for outcome in outcomes),
+            of_seconds(item.began and now - item.began for _, item in items),
+            of_seconds(item.ended and now - item.ended for _, item in items),
             want.jobs,
             want.syncs,
             want.aged,

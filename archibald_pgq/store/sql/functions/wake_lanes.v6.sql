@@ -144,6 +144,7 @@ DECLARE
   v_firsts   smallint[];    -- … how urgent …
   v_since    timestamptz[]; -- … since when it waits …
   v_alone    boolean[];     -- … and whether it may run at once
+  v_all      boolean;       -- none of those before the last one was held by somebody
   v_losses   boolean;       -- one of them may have to run alone: which one goes first is for the claim to say
   v_full     boolean;       -- there may be more
   v_several  bigint[];      -- agents that ask with several jobs
@@ -160,16 +161,35 @@ DECLARE
   v_free     bigint[];      -- those of the lanes that do not run …
   v_room     bigint[];      -- … and those that run a sync that may be asked to make room
 BEGIN
-  SELECT array_agg(p.id), array_agg(p.place), array_agg(p.user_id), array_agg(archibald.lock_key(p.user_id)), array_agg(p.kind),
-         array_agg(p.priority), array_agg(p.waiting_since), array_agg(p.alone), bool_or(p.losses > 0)
-    INTO v_jobs, v_places, v_users, v_keys, v_kinds, v_firsts, v_since, v_alone, v_losses
-    FROM (
-    SELECT j.ctid AS place, j.id, j.user_id, j.kind, j.priority, j.waiting_since, j.losses,
-           a.id IS NULL AND j.class <> 'sync' AND j.state = 'queued' AND j.due AND j.kind <> ALL (p_elsewhere) AS alone
+  -- First as if nobody held any: where that is so, each agent's first job is among those that are found.
+  WITH found AS MATERIALIZED (
+    SELECT j.ctid AS place, a.id IS NULL AS new
       FROM archibald.jobs j
       LEFT JOIN LATERAL (SELECT l.id, l.turn_job_ids FROM archibald.agents l WHERE l.user_id = j.user_id LIMIT 1) AS a ON true
      WHERE j.wake AND j.agent_id IS NULL AND (a.id IS NULL OR NOT a.turn_job_ids @> ARRAY[j.id])
-     ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS p;
+     ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit
+  )
+  SELECT array_agg(j.id), array_agg(j.place), array_agg(j.user_id), array_agg(j.key), array_agg(j.kind), array_agg(j.priority),
+         array_agg(j.waiting_since), array_agg(found.new AND j.can), bool_or(j.losses > 0), bool_and(j.id IS NOT NULL)
+    INTO v_jobs, v_places, v_users, v_keys, v_kinds, v_firsts, v_since, v_alone, v_losses, v_all
+    FROM found
+    LEFT JOIN LATERAL (
+    SELECT j.ctid AS place, j.id, j.user_id, archibald.lock_key(j.user_id) AS key, j.kind, j.priority, j.waiting_since, j.losses,
+           j.class <> 'sync' AND j.state = 'queued' AND j.due AND j.kind <> ALL (p_elsewhere) AS can
+      FROM archibald.jobs j
+     WHERE j.ctid = found.place AND j.wake AND j.agent_id IS NULL FOR NO KEY UPDATE SKIP LOCKED) AS j ON true;
+  IF NOT v_all THEN     -- those that somebody holds are passed over, however many they are
+    SELECT array_agg(p.id), array_agg(p.place), array_agg(p.user_id), array_agg(archibald.lock_key(p.user_id)), array_agg(p.kind),
+           array_agg(p.priority), array_agg(p.waiting_since), array_agg(p.alone), bool_or(p.losses > 0)
+      INTO v_jobs, v_places, v_users, v_keys, v_kinds, v_firsts, v_since, v_alone, v_losses
+      FROM (
+      SELECT j.ctid AS place, j.id, j.user_id, j.kind, j.priority, j.waiting_since, j.losses,
+             a.id IS NULL AND j.class <> 'sync' AND j.state = 'queued' AND j.due AND j.kind <> ALL (p_elsewhere) AS alone
+        FROM archibald.jobs j
+        LEFT JOIN LATERAL (SELECT l.id, l.turn_job_ids FROM archibald.agents l WHERE l.user_id = j.user_id LIMIT 1) AS a ON true
+       WHERE j.wake AND j.agent_id IS NULL AND (a.id IS NULL OR NOT a.turn_job_ids @> ARRAY[j.id])
+       ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT p_limit FOR NO KEY UPDATE OF j SKIP LOCKED) AS p;
+  END IF;
   IF clock_timestamp() - v_now > interval '10 ms' THEN
     v_rest := archibald.rest_after(v_now);
   END IF;
@@ -200,9 +220,10 @@ BEGIN
       -- agent, which is then not among those that were found.
       SELECT pick.*, CASE WHEN CASE WHEN pg_try_advisory_lock_shared(1095910217, (pick.key & 2147483647)::integer)
                                     THEN pg_advisory_unlock_shared(1095910217, (pick.key & 2147483647)::integer) ELSE false END
-                           AND pick.id = (SELECT f.id FROM archibald.jobs f
-                                           WHERE f.wake AND f.agent_id IS NULL AND archibald.lock_key(f.user_id) = pick.key
-                                           ORDER BY archibald.lock_key(f.user_id), (f.class = 'sync'), f.priority, f.id LIMIT 1)
+                           AND (v_all OR pick.id = (
+                             SELECT f.id FROM archibald.jobs f
+                              WHERE f.wake AND f.agent_id IS NULL AND archibald.lock_key(f.user_id) = pick.key
+                              ORDER BY archibald.lock_key(f.user_id), (f.class = 'sync'), f.priority, f.id LIMIT 1))
                           THEN pg_try_advisory_lock(pick.key) END AS got
         FROM pick
     ), made AS (
