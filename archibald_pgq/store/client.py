@@ -7,14 +7,11 @@ the errors of `archibald_pgq.errors`. Must not: be used by a worker's hot path, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
-from sqlalchemy import Connection, Executable, text
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.migrations import NO_SCHEMA, REVISION, judge
@@ -22,7 +19,8 @@ from archibald_pgq.store.pool import AsyncPool, SyncPool
 from archibald_pgq.store.refusals import translated
 from archibald_pgq.store.request import Request, Rows
 
-if TYPE_CHECKING:  # a sixth of what each command would need to start; who passes one of these has imported them
+if TYPE_CHECKING:  # two thirds of what each command would need to start; who passes one of these has imported them
+    from sqlalchemy import Connection, Executable
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
 
@@ -71,7 +69,7 @@ class Client:
                 async with self._pool.connection() as own:
                     if request.before is not None:
                         await own.execute(*request.before)
-                    cursor = await own.execute(*_own(request))
+                    cursor = await own.execute(request.statement, request.params)
                     rows = await cursor.fetchall() if cursor.description else []
         return request.read(rows)
 
@@ -95,7 +93,7 @@ class Client:
         if isinstance(connection, psycopg.AsyncConnection):
             # not connection.cursor(): the caller may have set a cursor factory with other placeholders
             async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
-                await cursor.execute(_plain(request), request.params)
+                await cursor.execute(request.statement, request.params)
                 return await cursor.fetchall()
         from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session  # see above
 
@@ -106,7 +104,7 @@ class Client:
         raise _refusal(connection, "psycopg AsyncConnection or SQLAlchemy AsyncConnection or AsyncSession")
 
     async def _on_sqlalchemy(self, request: Request[T], connection: AsyncConnection) -> Rows:
-        result = await connection.execute(_executable(request), dict(request.params))
+        result = await connection.execute(_text(request.statement), dict(request.params))
         return result.all() if result.returns_rows else []
 
 
@@ -140,7 +138,7 @@ class SyncClient:
                 with self._pool.connection() as own:
                     if request.before is not None:
                         own.execute(*request.before)
-                    cursor = own.execute(*_own(request))
+                    cursor = own.execute(request.statement, request.params)
                     rows = cursor.fetchall() if cursor.description else []
         return request.read(rows)
 
@@ -162,9 +160,10 @@ class SyncClient:
     def _on_callers(self, request: Request[T], connection: SyncCallerConnection) -> Rows:
         if isinstance(connection, psycopg.Connection):
             with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-                cursor.execute(_plain(request), request.params)
+                cursor.execute(request.statement, request.params)
                 return cursor.fetchall()
-        from sqlalchemy.orm import Session, scoped_session  # see above
+        from sqlalchemy import Connection  # see above
+        from sqlalchemy.orm import Session, scoped_session
 
         if isinstance(connection, Session | scoped_session):
             return self._on_sqlalchemy(request, connection.connection())
@@ -173,35 +172,15 @@ class SyncClient:
         raise _refusal(connection, "psycopg Connection or SQLAlchemy Connection or Session")
 
     def _on_sqlalchemy(self, request: Request[T], connection: Connection) -> Rows:
-        result = connection.execute(_executable(request), dict(request.params))
+        result = connection.execute(_text(request.statement), dict(request.params))
         return result.all() if result.returns_rows else []
-
-
-def _plain(request: Request[Any]) -> str:
-    assert isinstance(request.statement, str)  # noqa: S101  # reads (SQLAlchemy's SELECTs) take no caller's connection
-    return request.statement
-
-
-def _executable(request: Request[Any]) -> Executable:
-    return _text(request.statement) if isinstance(request.statement, str) else request.statement
 
 
 @cache
 def _text(statement: str) -> Executable:
+    from sqlalchemy import text  # see above
+
     return text(_PLACEHOLDER.sub(r":\1", statement))
-
-
-@cache
-def _dialect() -> PGDialect_psycopg:
-    return PGDialect_psycopg()  # type: ignore[no-untyped-call]
-
-
-def _own(request: Request[Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return what our own connections, which are the driver's, are to execute."""
-    if isinstance(request.statement, str):
-        return request.statement, request.params
-    compiled = request.statement.compile(dialect=_dialect())
-    return str(compiled), compiled.params
 
 
 def _may_only_enqueue(error: psycopg.Error) -> bool:

@@ -6,9 +6,8 @@ Must not: change anything, or be used by a worker's hot path.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
-
-from sqlalchemy import Column, ColumnElement, Select, Text, cast, select
 
 from archibald_pgq.domain.explanation import Explanation
 from archibald_pgq.domain.explanation import explain as explain_facts
@@ -21,15 +20,17 @@ from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, W
 from archibald_pgq.store.commands import unknown_job
 from archibald_pgq.store.request import Request, Rows
 from archibald_pgq.store.sql import statement
-from archibald_pgq.store.tables import all_jobs
 
 R = TypeVar("R")
 
-_COLUMNS = [
-    column.label("job_class") if column.name == "class" else column
-    for column in all_jobs.c
-    if column.name not in {"waiting_since", "cancel_requested_at"}
-]
+_COLUMNS = ", ".join("class AS job_class" if field.name == "job_class" else field.name for field in fields(JobRecord))
+_JOBS = f"SELECT {_COLUMNS} FROM archibald.all_jobs"  # noqa: S608  # constants, as is all that is put together here
+_FILTERS = {
+    "user_id": "user_id = CAST(%(user_id)s AS text)",
+    "state": "state = CAST(%(state)s AS text)",
+    "kind": "kind = CAST(%(kind)s AS text)",
+    "retried_from": "retried_from = CAST(%(retried_from)s AS bigint)",
+}
 
 
 def job(job_id: int) -> Request[JobRecord]:
@@ -45,7 +46,7 @@ def job(job_id: int) -> Request[JobRecord]:
             raise unknown_job(job_id)
         return _record(rows[0])
 
-    return Request(select(*_COLUMNS).where(all_jobs.c.id == job_id), {}, read)
+    return Request(f"{_JOBS} WHERE id = CAST(%(job)s AS bigint)", {"job": job_id}, read)
 
 
 def jobs(
@@ -56,16 +57,18 @@ def jobs(
     Raises:
         InvalidJobError, UnknownJobError: a filter is something that no job can have.
     """
-    query = select(*_COLUMNS).order_by(all_jobs.c.id.desc()).limit(check_limit(limit))
+    limit = check_limit(limit)
+    filters: dict[str, Any] = {}
     if user_id is not None:
-        query = query.where(_same(all_jobs.c.user_id, check_user_id(user_id)))
+        filters["user_id"] = check_user_id(user_id)
     if state is not None:
-        query = query.where(_same(all_jobs.c.state, check_state(state)))
+        filters["state"] = check_state(state)
     if kind is not None:
-        query = query.where(_same(all_jobs.c.kind, check_kind(kind)))
+        filters["kind"] = check_kind(kind)
     if retried_from is not None:
-        query = query.where(all_jobs.c.retried_from == check_job_id(retried_from))
-    return _records(query)
+        filters["retried_from"] = check_job_id(retried_from)
+    where = " AND ".join(_FILTERS[name] for name in filters) or "true"
+    return _records(f"{_JOBS} WHERE {where} ORDER BY id DESC LIMIT %(limit)s", **filters, limit=limit)
 
 
 def review(limit: int) -> Request[list[JobRecord]]:
@@ -74,8 +77,8 @@ def review(limit: int) -> Request[list[JobRecord]]:
     Raises:
         InvalidJobError: the limit is none.
     """
-    query = select(*_COLUMNS).where(_same(all_jobs.c.state, State.NEEDS_REVIEW)).order_by(all_jobs.c.id)
-    return _records(query.limit(check_limit(limit)))
+    query = f"{_JOBS} WHERE {_FILTERS['state']} ORDER BY id LIMIT %(limit)s"
+    return _records(query, state=State.NEEDS_REVIEW, limit=check_limit(limit))
 
 
 def explain(job_id: int) -> Request[Explanation]:
@@ -119,13 +122,8 @@ def workers(limit: int) -> Request[list[WorkerRecord]]:
     return Request(statement("workers"), params, lambda rows: [_made(WorkerRecord, row, health=Health) for row in rows])
 
 
-def _same(column: Column[str], value: str) -> ColumnElement[bool]:
-    # As text, like the column: SQLAlchemy sends a varchar, and for that pair of types anybody may have made an operator that fits better.
-    return column == cast(value, Text)
-
-
-def _records(query: Select[Any]) -> Request[list[JobRecord]]:
-    return Request(query, {}, lambda rows: [_record(row) for row in rows])
+def _records(statement: str, **params: Any) -> Request[list[JobRecord]]:
+    return Request(statement, params, lambda rows: [_record(row) for row in rows])
 
 
 def _record(row: Any) -> JobRecord:

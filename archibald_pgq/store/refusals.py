@@ -6,11 +6,11 @@ the caller's own handling (serialization failures, deadlocks, a lost connection 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from sqlalchemy.exc import DBAPIError
 
 from archibald_pgq.domain.payload import MAX_JSON_BYTES
 from archibald_pgq.errors import (
@@ -39,10 +39,11 @@ def translated(dsn: str, *, ours: bool) -> Iterator[None]:
         yield
     except AllBusyError as error:
         raise DatabaseError(f"the database at {redacted(dsn)} does not answer: all connections wait") from error
-    except (psycopg.Error, DBAPIError) as error:
-        answer = _translate(dsn, error)
+    except _drivers_errors() as error:
+        cause = getattr(error, "orig", error)  # SQLAlchemy's has the driver's in it
+        answer = _translate(dsn, cause)
         if answer is None and ours:
-            reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[:1]
+            reason = str(cause).strip().splitlines()[:1]
             answer = DatabaseError(f"the database at {redacted(dsn)} refuses: {' '.join(reason)}")
         if answer is None:
             raise
@@ -51,8 +52,13 @@ def translated(dsn: str, *, ours: bool) -> Iterator[None]:
         raise InvalidJobError("a text holds a lone surrogate, which Postgres cannot store; remove it") from error
 
 
-def _translate(dsn: str, error: psycopg.Error | DBAPIError) -> Exception | None:
-    cause = error.orig if isinstance(error, DBAPIError) else error
+def _drivers_errors() -> tuple[type[Exception], ...]:
+    """SQLAlchemy's too, where it is imported: nobody else can raise it. `store.client` says why it is not imported for this."""
+    sqlalchemys = sys.modules.get("sqlalchemy.exc")
+    return (psycopg.Error,) if sqlalchemys is None else (psycopg.Error, sqlalchemys.DBAPIError)
+
+
+def _translate(dsn: str, cause: Exception) -> Exception | None:
     state = getattr(cause, "sqlstate", None)
     message = str(cause).strip().splitlines()[0] if str(cause).strip() else "no answer"
     match state:

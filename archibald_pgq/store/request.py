@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Select
-
 T = TypeVar("T")
 Rows = Sequence[Sequence[Any]]
 
@@ -17,13 +15,13 @@ class Request(Generic[T]):
     """One statement, its parameters, and what its rows mean.
 
     Attributes:
-        statement: SQL with psycopg's `%(name)s` placeholders, or a SELECT of SQLAlchemy's.
+        statement: SQL with psycopg's `%(name)s` placeholders.
         params: their values.
         read: turns the rows into the answer, or into the error that they stand for.
         before: what is run before it in a transaction of its own, and so not on a caller's connection: a statement and its parameters.
     """
 
-    statement: str | Select[Any]
+    statement: str
     params: Mapping[str, Any]
     read: Callable[[Rows], T]
     before: tuple[str, Mapping[str, Any]] | None = None

@@ -352,7 +352,7 @@ async def test_run_takes_its_app_from_the_argument_else_the_variable_else_pyproj
     assert b"is ready: 10 consumers, 1 operations" in log
 
 
-def test_a_start_imports_neither_alembic_nor_the_demo_nor_what_the_example_needs() -> None:
+def test_a_start_imports_neither_alembic_nor_sqlalchemy_nor_the_demo_nor_what_the_example_needs() -> None:
     """They cost more than the rest of a short command."""
     found = subprocess.run(
         [sys.executable, "-c", "import sys, archibald_pgq.cli; print(*sys.modules)"],
@@ -361,4 +361,4 @@ def test_a_start_imports_neither_alembic_nor_the_demo_nor_what_the_example_needs
         text=True,
         check=True,
     ).stdout.split()
-    assert not {"alembic", "aiohttp", "jinja2", "bs4", "archibald_pgq.demo.run"} & set(found)
+    assert not {"alembic", "sqlalchemy", "aiohttp", "jinja2", "bs4", "archibald_pgq.demo.run"} & set(found)

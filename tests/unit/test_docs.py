@@ -12,8 +12,6 @@ from typer.main import get_command
 
 from archibald_pgq.cli import app as command_line
 from archibald_pgq.domain.explanation import Reason
-from archibald_pgq.domain.job import JobRecord
-from archibald_pgq.store.tables import all_jobs
 from tests.conftest import WANTED
 from tests.documents import GENERATORS, ROOT, anchors, blocks, documents, generated, links
 from tests.servers import TOO_OLD
@@ -108,14 +106,6 @@ def _code(document: Path) -> str:
     prose = re.sub(r"^```.*?^```$", "", _text(name), flags=re.DOTALL | re.MULTILINE)
     shell = [re.sub(r"\\\n\s*", " ", block.code) for block in blocks(name, "sh")]
     return "\n".join([*shell, *re.findall(r"`([^`\n]+)`", prose)])
-
-
-def test_the_columns_of_all_jobs_are_documented_and_no_others() -> None:
-    page = _text("docs/sql.md").split("## The columns of archibald.all_jobs")[1]
-    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [column.name for column in all_jobs.c]
-    assert {name.replace("job_class", "class") for name in JobRecord.__slots__} <= {
-        column.name for column in all_jobs.c
-    }
 
 
 def test_the_reasons_of_explain_are_documented_in_the_order_in_which_they_are_looked_for() -> None:
