@@ -106,6 +106,8 @@ class Dispatcher:
         self._claiming = True
         self._turning = False
         """While a turn is under way, or one that failed is being mended, it is not known what this worker owns."""
+        self.begun = asyncio.Event()
+        """Set once a turn was answered."""
         self.settled = asyncio.Event()
         """Set once nothing more is claimed and everything that was is settled."""
 
@@ -226,6 +228,7 @@ class Dispatcher:
             self._look = self._look or look
             self._aged += want.aged
             return await self._session.mend(error, reports, self._written)
+        self.begun.set()
         if look:
             self._looked = time.monotonic()
             if self._running_syncs():

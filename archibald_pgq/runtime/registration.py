@@ -8,9 +8,10 @@ says goodbye; when the lease is lost, `serve` returns only when no handler code 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import psycopg
@@ -30,6 +31,9 @@ from archibald_pgq.store.client import Client
 from archibald_pgq.store.workers import Neighbour, PreemptRequest
 
 logger = logging.getLogger(__name__)
+
+BEGIN = 1.0
+"""Seconds that the parts which no job waits for leave to the first turn, at most."""
 
 GOODBYE = 2.0
 """Seconds that the worker's own parts get to end, and the last statement to arrive."""
@@ -93,11 +97,15 @@ class Registration:
         ]
         turns = asyncio.create_task(self._dispatcher.run(), name="dispatcher")
         helpers = [
-            asyncio.create_task(self._maintenance.run(), name="maintenance"),
-            asyncio.create_task(keep_history(self._conninfo, self._settings.retention_days), name="history"),
+            asyncio.create_task(self._once_begun(self._maintenance.run), name="maintenance"),
+            asyncio.create_task(
+                self._once_begun(lambda: keep_history(self._conninfo, self._settings.retention_days)), name="history"
+            ),
         ]
         if self._settings.listen:
-            helpers.append(asyncio.create_task(listen(self._conninfo, self._heard), name="listener"))
+            helpers.append(
+                asyncio.create_task(self._once_begun(lambda: listen(self._conninfo, self._heard)), name="listener")
+            )
         try:
             await _first_end(stop, [turns, *consumers, *helpers])
             return await self._drain(turns, consumers, hurry)
@@ -109,6 +117,12 @@ class Registration:
             await _cancel_all([asyncio.create_task(self._dispatcher.close(), name="goodbye")], patience=GOODBYE)
             if not self.handler_code_runs():  # else it watches over them until the process has ended
                 await asyncio.to_thread(self.heartbeat.stop)
+
+    async def _once_begun(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a part that the first jobs need not wait for: beside three that connect, the first turn takes a half longer."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._dispatcher.begun.wait(), BEGIN)
+        await part()
 
     async def _let_go(self) -> None:
         """No handler of ours may go on. The heartbeat's watch ends the process if one does for longer than the lease allows."""

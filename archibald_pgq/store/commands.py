@@ -62,19 +62,28 @@ UPDATE archibald.jobs j SET saved_state = CAST(%(state)s AS jsonb)
    AND a.worker_id = j.worker_id
 RETURNING j.id
 """
+# Looked at before it is written: every process that starts declares its kinds, and mostly they are as they were.
 _POLICY = """
+WITH given AS (
+  SELECT CAST(%(kind)s AS text) AS kind, CAST(%(class)s AS text) AS class, CAST(%(priority)s AS smallint) AS priority,
+         CAST(%(timeout)s AS double precision) AS timeout_s, CAST(%(max_attempts)s AS integer) AS max_attempts,
+         CAST(%(backoff)s AS text) AS backoff, CAST(%(backoff_s)s AS double precision) AS backoff_s,
+         CAST(%(idempotent)s AS boolean) AS idempotent
+)
 INSERT INTO archibald.operations AS o (kind, class, priority, timeout_s, max_attempts, backoff, backoff_s, idempotent)
-VALUES (%(kind)s, %(class)s, %(priority)s, %(timeout)s, %(max_attempts)s, %(backoff)s, %(backoff_s)s, %(idempotent)s)
-ON CONFLICT (kind) DO
+SELECT g.kind, g.class, g.priority, g.timeout_s, g.max_attempts, g.backoff, g.backoff_s, g.idempotent FROM given g
+ WHERE NOT EXISTS (SELECT FROM archibald.operations s WHERE s.kind = g.kind{same})
+ON CONFLICT (kind) DO {then}
 """
-_DECLARE_DEFAULT = f"{_POLICY} NOTHING"
-_DECLARE = f"""{_POLICY} UPDATE
+_DECLARE_DEFAULT = _POLICY.format(same="", then="NOTHING")
+_DECLARE = _POLICY.format(
+    same="""
+                      AND (s.class, s.priority, s.timeout_s, s.max_attempts, s.backoff, s.backoff_s, s.idempotent)
+                          IS NOT DISTINCT FROM (g.class, g.priority, g.timeout_s, g.max_attempts, g.backoff, g.backoff_s, g.idempotent)""",
+    then="""UPDATE
    SET class = excluded.class, priority = excluded.priority, timeout_s = excluded.timeout_s, max_attempts = excluded.max_attempts,
-       backoff = excluded.backoff, backoff_s = excluded.backoff_s, idempotent = excluded.idempotent
- WHERE (o.class, o.priority, o.timeout_s, o.max_attempts, o.backoff, o.backoff_s, o.idempotent) IS DISTINCT FROM
-       (excluded.class, excluded.priority, excluded.timeout_s, excluded.max_attempts, excluded.backoff, excluded.backoff_s,
-        excluded.idempotent)
-"""  # noqa: S608  # both parts are constants
+       backoff = excluded.backoff, backoff_s = excluded.backoff_s, idempotent = excluded.idempotent""",
+)
 
 
 def unknown_job(job_id: int) -> UnknownJobError:

@@ -8,7 +8,7 @@ reconnect; it opens connections of its own.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from typing import Any
 
 import psycopg
@@ -59,7 +59,7 @@ async def require_same_database(connection: Connection, direct_url: str, databas
     Raises:
         DatabaseError: it is not seen, or `database_url` cannot be reached.
     """
-    key = secrets.randbits(63)
+    key = random.getrandbits(63)  # no secret
     await connection.execute("SELECT pg_advisory_lock(%s)", (key,), prepare=False)
     try:
         conninfo = with_options(database_url, connect_timeout=CONNECT_TIMEOUT)
