@@ -14,10 +14,16 @@ LARGEST = 50
 """Jobs that one turn of a lane may have."""
 
 AHEAD = 300
-"""Lanes that may be taken ahead of free consumers at once: fewer and a turn's own cost shows, more and it is long."""
+"""Lanes that may be taken ahead of free consumers at once, as long as it is not known how long the turns of this worker take."""
+
+LONGEST_TURN = 0.05
+"""Seconds that a turn may take which brings lanes taken ahead: fewer lanes and its own cost shows, more and it is long."""
+
+TELLING = 100
+"""Lanes that a turn must have brought to tell how many fit: of a smaller one most is its own cost."""
 
 AT_HAND = 500
-"""Jobs that may wait for consumers: more would make turns long, for which other jobs wait."""
+"""Jobs, and lanes, that may wait for consumers: more would make turns long, for which other jobs wait."""
 
 _WEIGHT = 0.2
 """Of the newest duration in an average."""
@@ -32,6 +38,8 @@ class Pace:
         self._lane_seconds = TURN
         self._lane_jobs = float(LARGEST)
         """Until lanes have shown how many jobs they have, each is taken for a full one."""
+        self._turn_seconds = LONGEST_TURN / AHEAD
+        """Of a turn, for each lane that it brings."""
 
     def job_ended(self, kind: str, policy: Policy, seconds: float) -> None:
         """Learn from a job's run.
@@ -48,14 +56,20 @@ class Pace:
         self._lane_seconds += _WEIGHT * (seconds - self._lane_seconds)
         self._lane_jobs += _WEIGHT * (jobs - self._lane_jobs)
 
+    def turn_ended(self, lanes: int, seconds: float) -> None:
+        """Learn from a turn: how many lanes it may have brought, and how long it took."""
+        if lanes >= TELLING:
+            self._turn_seconds += _WEIGHT * (seconds / lanes - self._turn_seconds)
+
     def short(self) -> dict[str, int]:
         """Return the kinds of which a turn may have several jobs, and how many: as many as run in 50 ms, 50 at most."""
         several = {kind: jobs_for(seconds) for kind, seconds in self._seconds.items()}
         return {kind: jobs for kind, jobs in several.items() if jobs > 1}
 
     def ahead(self, consumers: int) -> int:
-        """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms."""
-        lanes = min(consumers * TURN / 2 / max(self._lane_seconds, 1e-6), AT_HAND / self._lane_jobs, AHEAD)
+        """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms, and a turn can bring in 50."""
+        busy = consumers * TURN / 2 / max(self._lane_seconds, 1e-6)
+        lanes = min(busy, AT_HAND / self._lane_jobs, LONGEST_TURN / max(self._turn_seconds, 1e-6))
         return int(lanes)
 
 

@@ -222,6 +222,7 @@ class Dispatcher:
         reports, want = self._reports(), self._want()
         self._look = False  # now, and not after the turn: an unlock that is announced meanwhile asks for another look
         self._aged -= want.aged
+        sent = time.monotonic()
         try:
             answer = await self._meanwhile(self._session.take_turn(reports, want, look=look, solo=self._solo))
         except psycopg.Error as error:
@@ -234,6 +235,7 @@ class Dispatcher:
             if self._running_syncs():
                 self._report_look()  # and not only by a notification: where none arrives, a write waits for one poll and no longer
         taken = Taken(reports, want, answer)
+        self._pace.turn_ended(taken.lanes, time.monotonic() - sent)
         more = len(self._reporting) + len(self._orphans) > len(reports)
         if more and answer.rows >= MANY and not self._solo and not self._session.lacks_locks:
             self._unread = taken

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archibald_pgq.domain.operations import JobClass, Policy
-from archibald_pgq.domain.pace import AHEAD, AT_HAND, LARGEST, TURN, Pace, jobs_for
+from archibald_pgq.domain.pace import AHEAD, AT_HAND, LARGEST, LONGEST_TURN, TELLING, TURN, Pace, jobs_for
 
 READ = Policy(JobClass.READ)
 DURATIONS = st.floats(0.0, 600.0)
@@ -58,4 +58,26 @@ def test_what_waits_for_consumers_is_bounded(lanes: list[tuple[int, float]], con
     pace = Pace()
     for jobs, seconds in lanes:
         pace.lane_ended(jobs, seconds)
-    assert 0 <= pace.ahead(consumers) <= min(AHEAD, AT_HAND)
+    assert 0 <= pace.ahead(consumers) <= AHEAD
+
+
+def short_lanes() -> Pace:
+    pace = Pace()
+    for _ in range(100):
+        pace.lane_ended(1, 0.0001)
+    return pace
+
+
+@given(st.floats(0.00001, 0.01))
+def test_as_many_lanes_are_taken_ahead_as_a_turn_brings_in_50_ms(each: float) -> None:
+    pace = short_lanes()
+    for _ in range(100):
+        pace.turn_ended(TELLING, TELLING * each)
+    assert pace.ahead(10) <= AT_HAND
+    assert pace.ahead(10) == pytest.approx(min(AT_HAND, LONGEST_TURN / each), abs=1)
+
+
+def test_a_small_turn_tells_nothing_of_a_large_one() -> None:
+    pace = short_lanes()
+    pace.turn_ended(TELLING - 1, 10.0)
+    assert pace.ahead(10) == pytest.approx(AHEAD, abs=1)
