@@ -10,23 +10,30 @@
 DROP FUNCTION IF EXISTS archibald.hint_lanes(bigint[], boolean[]);
 CREATE OR REPLACE FUNCTION archibald.refresh_lanes(p_lanes bigint[], p_sure boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM archibald.free_lanes(array_agg(a.id), array_agg(a.place), array_agg(a.lock_key), p_sure)
+     FROM unnest(p_lanes) AS l(id)
+    CROSS JOIN LATERAL (SELECT a.id, a.ctid AS place, a.lock_key FROM archibald.agents a WHERE a.id = l.id LIMIT 1) AS a
+   HAVING count(*) > 0;
+END $$;
+
+-- The same where it is known of each where it is (which stays so, because it is locked), and its agent's lock key.
+CREATE OR REPLACE FUNCTION archibald.free_lanes(p_lanes bigint[], p_places tid[], p_keys bigint[], p_sure boolean) RETURNS void
+LANGUAGE plpgsql AS $$
 DECLARE
-  v_places tid[];         -- of each lane: where it is; stays so, because it is locked …
-  v_sure   boolean[];     -- … and that no job was seen and its bucket was had; NULL: one was seen
+  v_sure   boolean[];     -- of each lane: no job was seen and its bucket was had; NULL: one was seen
   v_fresh  boolean := current_setting('transaction_isolation') = 'read committed';   -- else no later statement sees more
 BEGIN
   WITH lane AS MATERIALIZED (
-    SELECT l.n, a.place, archibald.bucket(a.lock_key) AS bucket,
+    SELECT l.n, archibald.bucket(l.key) AS bucket,
            (SELECT count(*) FROM (SELECT FROM archibald.jobs j WHERE j.agent_id = l.id AND j.state = 'queued' AND j.due
                                    ORDER BY j.agent_id, (j.class = 'sync'), j.priority, j.id LIMIT 1) AS q) AS jobs
-      FROM unnest(p_lanes) WITH ORDINALITY AS l(id, n)
-     CROSS JOIN LATERAL (SELECT a.ctid AS place, a.lock_key FROM archibald.agents a WHERE a.id = l.id LIMIT 1) AS a
+      FROM unnest(p_lanes, p_keys) WITH ORDINALITY AS l(id, key, n)
   ), tried AS MATERIALIZED (
-    SELECT lane.n, lane.place, CASE WHEN lane.jobs = 0 THEN p_sure AND v_fresh AND pg_try_advisory_xact_lock(1095910216, lane.bucket) END AS sure
-      FROM lane
+    SELECT lane.n, CASE WHEN lane.jobs = 0 THEN p_sure AND v_fresh AND pg_try_advisory_xact_lock(1095910216, lane.bucket) END AS sure FROM lane
   )
-  SELECT array_agg(tried.place ORDER BY tried.n), array_agg(tried.sure ORDER BY tried.n) INTO v_places, v_sure FROM tried;
-  PERFORM archibald.hint_lanes(p_lanes, v_places, v_sure);
+  SELECT array_agg(tried.sure ORDER BY tried.n) INTO v_sure FROM tried;
+  PERFORM archibald.hint_lanes(p_lanes, p_places, v_sure);
   IF NOT v_fresh THEN
     UPDATE archibald.agents SET doubt_at = clock_timestamp() WHERE id = ANY (p_lanes);
   END IF;

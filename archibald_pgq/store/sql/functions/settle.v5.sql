@@ -17,6 +17,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
   v_passed   bigint[];      -- the lanes that passed the fence, locked …
+  v_where    tid[];         -- … where they are …
   v_keys     bigint[];      -- … their locks' keys …
   v_turns    bigint[];      -- … and the jobs of their turns
   v_lanes    bigint[];      -- those of the lanes of which no job is missing
@@ -34,16 +35,17 @@ DECLARE
   v_now      timestamptz := clock_timestamp();
 BEGIN
   WITH lane AS MATERIALIZED (
-    SELECT a.id, a.turn_job_ids, a.careful, a.lock_key
+    SELECT a.id, a.place, a.turn_job_ids, a.careful, a.lock_key
       FROM (SELECT * FROM unnest(p_lanes, p_epochs) AS i(lane, epoch) ORDER BY i.lane) AS i
      CROSS JOIN LATERAL (
-      SELECT a.id, a.turn_job_ids, a.careful, a.lock_key FROM archibald.agents a
+      SELECT a.id, a.ctid AS place, a.turn_job_ids, a.careful, a.lock_key FROM archibald.agents a
        WHERE a.id = i.lane AND a.epoch = i.epoch
          AND (a.state = 'running' AND a.worker_id = p_worker) IS TRUE      -- not by the index of these, which would read all of ours for each
          FOR NO KEY UPDATE SKIP LOCKED) AS a
   )
-  SELECT array_agg(l.id), array_agg(l.lock_key), bool_or(l.careful), (SELECT array_agg(t.job) FROM lane AS m CROSS JOIN LATERAL unnest(m.turn_job_ids) AS t(job))
-    INTO v_passed, v_keys, v_any, v_turns FROM lane AS l;
+  SELECT array_agg(l.id), array_agg(l.place), array_agg(l.lock_key), bool_or(l.careful),
+         (SELECT array_agg(t.job) FROM lane AS m CROSS JOIN LATERAL unnest(m.turn_job_ids) AS t(job))
+    INTO v_passed, v_where, v_keys, v_any, v_turns FROM lane AS l;
   v_lanes := v_passed;
   SELECT array_agg(j.ctid ORDER BY i.n) FILTER (WHERE i.n > 0), array_agg(j.ctid ORDER BY i.n DESC) FILTER (WHERE i.n < 0),
          array_agg(j.id) FILTER (WHERE j.cancel_requested_at IS NOT NULL), bool_or(i.job IS NOT NULL AND j.id IS NULL AND NOT i.unwritten)
@@ -165,7 +167,11 @@ BEGIN
       RETURN;
     END IF;
   END IF;
-  PERFORM archibald.refresh_lanes(v_free);
+  IF v_whole THEN
+    PERFORM archibald.free_lanes(v_passed, v_where, v_keys, true);
+  ELSE
+    PERFORM archibald.refresh_lanes(v_free);
+  END IF;
   -- what waited because of a requeue goes on at once, now that a worker lets the agent go
   IF EXISTS (SELECT FROM archibald.jobs j WHERE j.state = 'queued' AND j.wait_reason = 'requeue')
      OR EXISTS (SELECT FROM archibald.agents a WHERE a.retry_at IS NOT NULL) THEN
