@@ -196,6 +196,7 @@ async def simultaneous(http: aiohttp.ClientSession) -> int:
         return int((await answer.json())["simultaneous"])
 
 
+@pytest.mark.long
 async def test_a_login_that_did_two_things_at_once_makes_the_demo_fail(folder: Path) -> None:
     with playing(folder, "--speed", "8") as demo:
         (listening,) = child(demo, "archibald_pgq.examples.erp.server").net_connections("tcp4")[:1]

@@ -483,7 +483,9 @@ BACKENDS = {
 }
 
 
-@pytest.mark.parametrize("whose", BACKENDS)
+@pytest.mark.parametrize(
+    "whose", [pytest.param(whose, marks=pytest.mark.long if whose == "maintenance" else ()) for whose in BACKENDS]
+)
 async def test_when_one_of_its_backends_is_terminated_the_jobs_go_on(faults: Scene, database: str, whose: str) -> None:
     worker = await faults.start("a", ARCHIBALD_LEASE=4)
     held = [await faults.enqueue("fault-write", f"held-{n}", "report") for n in range(3)]

@@ -53,8 +53,8 @@ NOBODY = {"check_payload", "jobs_before_insert", "queued_sync", "take_key"}
 WORKER = {
     "absorb_followups", "add_lanes", "adopt", "ask_for_room", "bucket", "cancel_job", "claim", "claim_on", "discard_job",
     "drain_for_solo", "drop_history_partitions", "drop_stray_locks", "end_jobs", "end_lost_backends", "end_requeue", "enqueue",
-    "enqueue_many", "expect_agents", "fence_dead_worker", "fence_stale_workers", "free_lanes", "hint", "hint_lanes", "lock_key", "look_again",
-    "make_history_partitions", "make_room", "mend_lanes", "next_write", "odd_lanes", "pause_agent", "preempt_requests",
+    "enqueue_many", "expect_agents", "fence_dead_worker", "fence_stale_workers", "free_lanes", "hint", "hint_lanes", "lock_key",
+    "look_again", "make_history_partitions", "make_room", "mend_lanes", "next_write", "odd_lanes", "pause_agent", "preempt_requests",
     "refresh_lanes", "release_fenced_lanes", "release_unlocked", "requeue_delay", "requeue_waiting", "rest_after", "resume_agent",
     "retake", "retry_job", "settle", "takeover_due", "try_lock_agent", "turn", "unlock_agent", "wake_lanes", "withdraw_requests",
 }  # fmt: skip
