@@ -12,7 +12,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -42,20 +41,6 @@ jobs other agents' jobs of 0 ms took up to 1.6 times as long (84 turns instead o
 
 MANY = 20
 """Rows of an answer from which on it takes longer to read it than to send the next turn, which the server then takes meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A turn that was taken, and whose answer is not read yet."""
-
-    reports: list[Report]
-    want: Want
-    answer: Answer
-
-    @property
-    def lanes(self) -> int:
-        """How many lanes it may have brought: never fewer than it has."""
-        return min(self.answer.rows, self.want.jobs + self.want.ahead)
 
 
 class Dispatcher:
@@ -90,7 +75,7 @@ class Dispatcher:
         self._wishes: deque[asyncio.Future[LaneRun]] = deque()
         self._ahead: deque[LaneRun] = deque()
         """Lanes that wait for a consumer, for 100 ms at most."""
-        self._unread: Taken | None = None
+        self._unread: Answer | None = None
         """The last turn, where its answer is read, and what it brought handed out, while the next one is under way."""
         self._reporting: dict[Owner, LaneRun] = {}
         """Of `runs`, those of which there is something to write."""
@@ -234,13 +219,12 @@ class Dispatcher:
             self._looked = time.monotonic()
             if self._running_syncs():
                 self._report_look()  # and not only by a notification: where none arrives, a write waits for one poll and no longer
-        taken = Taken(reports, want, answer)
-        self._pace.turn_ended(taken.lanes, time.monotonic() - sent)
+        self._pace.turn_ended(answer.lanes, time.monotonic() - sent)
         more = len(self._reporting) + len(self._orphans) > len(reports)
         if more and answer.rows >= MANY and not self._solo and not self._session.lacks_locks:
-            self._unread = taken
+            self._unread = answer
             return 0.0
-        turn = await self._read(taken)
+        turn = await self._read(answer)
         await self._session.take_missing_locks()
         if turn.locked:
             return SOON
@@ -251,8 +235,8 @@ class Dispatcher:
 
     async def _meanwhile(self, turn: Coroutine[Any, Any, Answer]) -> Answer:
         """Take a turn, and read the answer of the one before once it is sent."""
-        taken = self._unread
-        if taken is None:
+        unread = self._unread
+        if unread is None:
             return await turn
         task = asyncio.create_task(turn)
         try:
@@ -262,19 +246,19 @@ class Dispatcher:
             raise
         finally:
             self._unread = None
-            await self._read(taken)
+            await self._read(unread)
         return await task
 
-    async def _read(self, taken: Taken) -> Turn:
+    async def _read(self, answer: Answer) -> Turn:
         """Note what a turn wrote, and hand out what it brought; never suspended, so that what is owned is known at every moment."""
-        turn = await taken.answer.read()
-        self._session.written(taken.reports, turn)
-        if taken.want.jobs:
+        turn = await answer.read()
+        self._session.written(answer.reports, turn)
+        if answer.want.jobs:
             self._note_solo(turn)
-        self._written(taken.reports, turn)
+        self._written(answer.reports, turn)
         say(turn)
         lanes = [list(jobs) for _, jobs in itertools.groupby(turn.claimed, key=lambda job: job.lane)]
-        self._aged = min(self._aged + (len(lanes) / 4 if lanes else taken.want.aged), LARGEST_AGED)
+        self._aged = min(self._aged + (len(lanes) / 4 if lanes else answer.want.aged), LARGEST_AGED)
         for jobs in lanes:
             self._hand_out(jobs)
         return turn

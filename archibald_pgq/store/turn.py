@@ -129,10 +129,16 @@ class Owned:
 class Answer:
     """What the server said to a turn, not read yet: meanwhile the next turn can be sent, and the server need not wait."""
 
-    def __init__(self, cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> None:
-        """Keep the cursor, which has the whole answer and needs its connection no more."""
+    def __init__(self, cursor: psycopg.AsyncCursor[tuple[Any, ...]], reports: Sequence[Report], want: Want) -> None:
+        """Keep the cursor, which has the whole answer and needs its connection no more; `reports` and `want` are what was sent."""
         self._cursor = cursor
+        self.reports, self.want = reports, want
         self.rows = cursor.rowcount
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes it may have brought: never fewer than it has."""
+        return min(self.rows, self.want.jobs + self.want.ahead)
 
     async def read(self) -> Turn:
         """Return what the turn came to; once."""
@@ -183,7 +189,7 @@ async def take_turn(
             solo,
         ),
     )
-    return Answer(cursor)
+    return Answer(cursor, reports, want)
 
 
 @lru_cache(maxsize=1000)
