@@ -18,6 +18,9 @@ from contextlib import contextmanager
 YOUNG = 10_000
 """New objects after which the collector looks at these, at least."""
 
+FEW = 1000
+"""Frozen objects that are nobody's: Python 3.12 freezes some hundreds itself, and whoever freezes what a program has imported some thousands."""
+
 _lock = threading.Lock()
 _workers = 0
 _found: tuple[tuple[int, int, int], bool] = ((0, 0, 0), False)
@@ -32,7 +35,7 @@ def less_often() -> Iterator[None]:
         _workers += 1
         if _workers == 1:
             young, *older = gc.get_threshold()
-            _found = (young, older[0], older[1]), gc.get_freeze_count() > 0
+            _found = (young, older[0], older[1]), gc.get_freeze_count() > FEW
             gc.freeze()
             if young:  # 0: somebody has switched it off
                 gc.set_threshold(max(young, YOUNG), *older)

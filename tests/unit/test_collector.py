@@ -26,17 +26,17 @@ def test_it_is_as_it_was_when_the_last_of_several_workers_has_ended_whichever_be
     second.enter_context(collector.less_often())
     first.close()
     assert gc.get_threshold() == (collector.YOUNG, 9, 8)
-    assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() > collector.FEW
     second.close()
     assert gc.get_threshold() == (600, 9, 8)
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= collector.FEW
 
 
 def test_what_somebody_else_has_frozen_stays_frozen() -> None:
     gc.freeze()
     with collector.less_often():
         pass
-    assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() > collector.FEW
 
 
 @pytest.mark.parametrize("young", [0, 50_000])
