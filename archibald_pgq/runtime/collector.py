@@ -19,7 +19,7 @@ YOUNG = 10_000
 """New objects after which the collector looks at these, at least."""
 
 FEW = 1000
-"""Frozen objects that are nobody's: Python 3.12 freezes some hundreds itself, and whoever freezes what a program has imported some thousands."""
+"""Frozen objects that are nobody's: Python 3.12 freezes some hundreds itself, who freezes what a program has imported thousands."""
 
 _lock = threading.Lock()
 _workers = 0
