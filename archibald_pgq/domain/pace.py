@@ -20,7 +20,10 @@ LONGEST_TURN = 0.05
 """Seconds that a turn may take which brings lanes taken ahead: fewer lanes and its own cost shows, more and it is long."""
 
 TELLING = 100
-"""Lanes that a turn must have brought to tell how many fit: of a smaller one most is its own cost."""
+"""Lanes that a turn must have brought to tell how many fit: of a smaller one most is its own cost.
+
+No fewer are asked for on that account: after a turn that met a stall none would tell again.
+"""
 
 AT_HAND = 500
 """Jobs, and lanes, that may wait for consumers: more would make turns long, for which other jobs wait."""
@@ -69,8 +72,8 @@ class Pace:
     def ahead(self, consumers: int) -> int:
         """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms, and a turn can bring in 50."""
         busy = consumers * TURN / 2 / max(self._lane_seconds, 1e-6)
-        lanes = min(busy, AT_HAND / self._lane_jobs, LONGEST_TURN / max(self._turn_seconds, 1e-6))
-        return int(lanes)
+        brought = max(LONGEST_TURN / max(self._turn_seconds, 1e-6), TELLING)
+        return int(min(busy, AT_HAND / self._lane_jobs, brought))
 
 
 def jobs_for(seconds: float) -> int:

@@ -122,8 +122,8 @@ def workers(limit: int) -> Request[list[WorkerRecord]]:
     return Request(statement("workers"), params, lambda rows: [_made(WorkerRecord, row, health=Health) for row in rows])
 
 
-def _records(statement: str, **params: Any) -> Request[list[JobRecord]]:
-    return Request(statement, params, lambda rows: [_record(row) for row in rows])
+def _records(query: str, **params: Any) -> Request[list[JobRecord]]:
+    return Request(query, params, lambda rows: [_record(row) for row in rows])
 
 
 def _record(row: Any) -> JobRecord:

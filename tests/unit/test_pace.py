@@ -74,7 +74,16 @@ def test_as_many_lanes_are_taken_ahead_as_a_turn_brings_in_50_ms(each: float) ->
     for _ in range(100):
         pace.turn_ended(TELLING, TELLING * each)
     assert pace.ahead(10) <= AT_HAND
-    assert pace.ahead(10) == pytest.approx(min(AT_HAND, LONGEST_TURN / each), abs=1)
+    assert pace.ahead(10) == pytest.approx(min(AT_HAND, max(LONGEST_TURN / each, TELLING)), abs=1)
+
+
+def test_after_a_turn_that_met_a_stall_it_learns_again_what_turns_take() -> None:
+    pace = short_lanes()
+    pace.turn_ended(300, 5.0)
+    for _ in range(100):
+        lanes = pace.ahead(10)
+        pace.turn_ended(lanes, lanes * 0.0001)
+    assert pace.ahead(10) == pytest.approx(LONGEST_TURN / 0.0001, abs=1)
 
 
 def test_a_small_turn_tells_nothing_of_a_large_one() -> None:
