@@ -19,7 +19,7 @@ from archibald_pgq.store.pool import AsyncPool, SyncPool
 from archibald_pgq.store.refusals import translated
 from archibald_pgq.store.request import Request, Rows
 
-if TYPE_CHECKING:  # two thirds of what each command would need to start; who passes one of these has imported them
+if TYPE_CHECKING:  # half of what each command would need to start; who passes one of these has imported them
     from sqlalchemy import Connection, Executable
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session

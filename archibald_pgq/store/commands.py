@@ -70,7 +70,7 @@ WITH given AS (
          CAST(%(backoff)s AS text) AS backoff, CAST(%(backoff_s)s AS double precision) AS backoff_s,
          CAST(%(idempotent)s AS boolean) AS idempotent
 )
-INSERT INTO archibald.operations AS o (kind, class, priority, timeout_s, max_attempts, backoff, backoff_s, idempotent)
+INSERT INTO archibald.operations (kind, class, priority, timeout_s, max_attempts, backoff, backoff_s, idempotent)
 SELECT g.kind, g.class, g.priority, g.timeout_s, g.max_attempts, g.backoff, g.backoff_s, g.idempotent FROM given g
  WHERE NOT EXISTS (SELECT FROM archibald.operations s WHERE s.kind = g.kind{same})
 ON CONFLICT (kind) DO {then}
