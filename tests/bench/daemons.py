@@ -52,7 +52,7 @@ async def play(bench: Play) -> None:
 async def _rate(bench: Play, workers: int) -> float:
     """Let them run what appears, have the checker judge, and return the jobs per second from the first start to the last end."""
     chosen = bench.options
-    count = chosen.users * chosen.each
+    count: int = chosen.users * chosen.each
     async with bench.stage() as stage, scene(stage.dsn) as made:
         await made.app.stats()  # opens it, which declares the kinds
         daemons = [made.spawn(f"worker-{n}", "app", stage.dsn, {}) for n in range(workers)]
@@ -75,7 +75,7 @@ async def _rate(bench: Play, workers: int) -> float:
             bench.problems.append(f"{workers} workers: {error}")
         at = [event.at for event in read(made.history) if event.what in ("start", "end")]
     seconds: float = max(at) - min(at)
-    return count / seconds
+    return float(count) / seconds
 
 
 if __name__ == "__main__":
