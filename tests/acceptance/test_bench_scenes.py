@@ -16,7 +16,7 @@ SCENES = {
     "old_transaction": "--users 5 --each 4 --rounds 1",
     "idle": "--seconds 2",
     "long_run": "--jobs 300 --users 20 --looks 2",
-    "daemons": "--daemons 1,2 --users 10 --each 3",
+    "daemons": "--daemons 1,2 --users 10 --each 3 --rounds 1",
     "backlog": "--sizes 100,300 --first 50 --rounds 1",
 }
 
