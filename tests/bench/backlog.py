@@ -6,7 +6,6 @@ Run as `python -m tests.bench.backlog`.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 
 from archibald_pgq.bench.stage import jobs_of, makespan
@@ -23,20 +22,17 @@ def options(parser: argparse.ArgumentParser) -> None:
 async def play(bench: Play) -> None:
     """Each round has a database of its own for each size, for a run leaves dead rows."""
     chosen = bench.options
-    base: float | None = None
-    for size in chosen.sizes:
-        jobs = jobs_of((f"user-{n}" for n in range(size)), 1)
-        rates = []
-        for number in range(1, chosen.rounds + 1):
-            bench.say(f"backlog of {size:,}: round {number} of {chosen.rounds}")
-            async with bench.stage() as stage:
-                await stage.load(jobs)
-                runs = (await stage.run(chosen.first))[: chosen.first]
-            rates.append(len(runs) / makespan(runs))
-        rate = statistics.median(rates)
-        base = base or rate
-        bench.add(f"the first {chosen.first:,} of {size:,} jobs", rate, "jobs/s")
-        bench.add(f"… ratio to {chosen.sizes[0]:,}", rate / base, "×")
+
+    async def rate(size: int) -> float:
+        async with bench.stage() as stage:
+            await stage.load(jobs_of((f"user-{n}" for n in range(size)), 1))
+            runs = (await stage.run(chosen.first))[: chosen.first]
+        return len(runs) / makespan(runs)
+
+    rates = await bench.in_turns({f"backlog of {size:,}": size for size in chosen.sizes}, rate)
+    for size, measured in zip(chosen.sizes, rates, strict=True):
+        bench.add(f"the first {chosen.first:,} of {size:,} jobs", measured, "jobs/s")
+        bench.add(f"… ratio to {chosen.sizes[0]:,}", measured / rates[0], "×")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import sys
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -28,24 +28,18 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Sizes."""
     parser.add_argument("--daemons", type=numbers, default=[1, 2, 4, 8], metavar="N,N", help="numbers of workers")
     parser.add_argument("--users", type=int, default=600)
-    parser.add_argument("--each", type=int, default=20, help="jobs of each user")
+    parser.add_argument("--each", type=int, default=50, help="jobs of each user")
     parser.add_argument("--rounds", type=int, default=3)
 
 
 async def play(bench: Play) -> None:
-    """Measure each number of workers; the number that goes first is another in each round."""
+    """Measure each number of workers."""
     chosen = bench.options
-    rates: dict[int, list[float]] = {workers: [] for workers in chosen.daemons}
-    for number in range(chosen.rounds):
-        turn = number % len(chosen.daemons)
-        for workers in chosen.daemons[turn:] + chosen.daemons[:turn]:
-            bench.say(f"round {number + 1} of {chosen.rounds}, {workers} workers")
-            rates[workers].append(await _rate(bench, workers))
-    base = statistics.median(rates[chosen.daemons[0]])
-    for workers, measured in rates.items():
-        rate = statistics.median(measured)
-        bench.add(f"{workers} workers, {chosen.users} users × {chosen.each} jobs", rate, "jobs/s")
-        bench.add(f"… ratio to {chosen.daemons[0]}", rate / base, "×")
+    cases = {f"{workers} workers": workers for workers in chosen.daemons}
+    rates = await bench.in_turns(cases, partial(_rate, bench))
+    for name, rate in zip(cases, rates, strict=True):
+        bench.add(f"{name}, {chosen.users} users × {chosen.each} jobs", rate, "jobs/s")
+        bench.add(f"… ratio to {chosen.daemons[0]}", rate / rates[0], "×")
     bench.add("violations found by the checker", len(bench.problems), "")
 
 

@@ -6,7 +6,6 @@ Run as `python -m tests.bench.future_jobs`.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 
 from archibald_pgq import NewJob
@@ -24,20 +23,19 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 async def play(bench: Play) -> None:
-    """Each round: without them, then with them."""
+    """Without them and with them."""
     chosen = bench.options
     due = jobs_of([f"due-{n}" for n in range(60)], chosen.each)
     later = [NewJob(KIND, user_id=f"later-{n}", data={"seq": n}, delay=DAY) for n in range(chosen.future)]
-    rates: dict[str, list[float]] = {"without": [], "with": []}
-    for number in range(1, chosen.rounds + 1):
-        for name, before in (("without", []), ("with", later)):
-            bench.say(f"round {number} of {chosen.rounds}, {name}")
-            async with bench.stage() as stage:
-                await stage.load([*before, *due])
-                runs = await stage.run(len(due))
-            bench.problems += overlaps(runs)
-            rates[name].append(len(runs) / makespan(runs))
-    without, with_them = statistics.median(rates["without"]), statistics.median(rates["with"])
+
+    async def rate(before: list[NewJob]) -> float:
+        async with bench.stage() as stage:
+            await stage.load([*before, *due])
+            runs = await stage.run(len(due))
+        bench.problems += overlaps(runs)
+        return len(runs) / makespan(runs)
+
+    without, with_them = await bench.in_turns({"without": [], "with": later}, rate)
     bench.add(f"60 agents × {chosen.each} due jobs, alone", without, "jobs/s")
     bench.add(f"… beside {chosen.future:,} agents with a future job", with_them, "jobs/s")
     bench.add("… ratio", with_them / without, "×")

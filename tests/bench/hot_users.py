@@ -6,9 +6,9 @@ Run as `python -m tests.bench.hot_users`.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 
+from archibald_pgq import NewJob
 from archibald_pgq.bench.stage import jobs_of, overlaps
 from tests.bench.scene import Play, main
 
@@ -24,21 +24,20 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 async def play(bench: Play) -> None:
-    """Each round: the light users alone, then behind the hot ones."""
+    """The light users alone, and behind the hot ones."""
     chosen = bench.options
     hot = jobs_of([f"hot-{n}" for n in range(chosen.hot)], chosen.each, chosen.seconds)
     light = jobs_of([f"light-{n}" for n in range(chosen.light)], chosen.few, chosen.seconds)
-    times: dict[str, list[float]] = {"alone": [], "behind": []}
-    for number in range(1, chosen.rounds + 1):
-        for name, before in (("alone", []), ("behind", hot)):
-            bench.say(f"round {number} of {chosen.rounds}, {name}")
-            async with bench.stage() as stage:
-                await stage.load([*before, *light])
-                runs = await stage.run(len(before) + len(light))
-            bench.problems += overlaps(runs)
-            end = max(run.end for run in runs if run.user_id.startswith("light"))
-            times[name].append(end - min(run.start for run in runs))
-    alone, behind = statistics.median(times["alone"]), statistics.median(times["behind"])
+
+    async def until_done(before: list[NewJob]) -> float:
+        async with bench.stage() as stage:
+            await stage.load([*before, *light])
+            runs = await stage.run(len(before) + len(light))
+        bench.problems += overlaps(runs)
+        end = max(run.end for run in runs if run.user_id.startswith("light"))
+        return end - min(run.start for run in runs)
+
+    alone, behind = await bench.in_turns({"alone": [], "behind": hot}, until_done)
     bench.add(f"{len(light)} jobs of {chosen.light} light users done, alone", alone, "s")
     bench.add(f"… behind {chosen.hot} hot users × {chosen.each:,} jobs", behind, "s")
     bench.add("… ratio", behind / alone, "×")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import sys
 from collections.abc import Iterator
 
@@ -37,20 +36,19 @@ def _open_transaction(dsn: str, wanted: bool) -> Iterator[None]:
 
 
 async def play(bench: Play) -> None:
-    """Each round: without it, then beside it."""
+    """Without it and beside it."""
     chosen = bench.options
     jobs = jobs_of([f"user-{n}" for n in range(chosen.users)], chosen.each)
-    rates: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(1, chosen.rounds + 1):
-        for wanted, found in rates.items():
-            bench.say(f"round {number} of {chosen.rounds}, {'beside it' if wanted else 'without it'}")
-            async with bench.stage() as stage:
-                await stage.load(jobs)
-                with _open_transaction(stage.dsn, wanted):
-                    runs = await stage.run(len(jobs))
-            bench.problems += overlaps(runs)
-            found.append(len(runs) / makespan(runs))
-    without, beside = statistics.median(rates[False]), statistics.median(rates[True])
+
+    async def rate(wanted: bool) -> float:
+        async with bench.stage() as stage:
+            await stage.load(jobs)
+            with _open_transaction(stage.dsn, wanted):
+                runs = await stage.run(len(jobs))
+        bench.problems += overlaps(runs)
+        return len(runs) / makespan(runs)
+
+    without, beside = await bench.in_turns({"without it": False, "beside it": True}, rate)
     bench.add(f"{chosen.users} users × {chosen.each} jobs that do nothing", without, "jobs/s")
     bench.add("… beside a transaction that stays open", beside, "jobs/s")
     bench.add("… ratio", beside / without, "×")

@@ -10,13 +10,14 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import psycopg
@@ -26,6 +27,7 @@ from archibald_pgq.bench.stage import Stage, stage
 from archibald_pgq.errors import ArchibaldError
 
 KIND = "bench"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -47,6 +49,20 @@ class Play:
     def say(self, text: str) -> None:
         """Tell how far it is."""
         print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    async def in_turns(self, cases: Mapping[str, T], play: Callable[[T], Awaitable[float]]) -> list[float]:
+        """Play each case once a round, and return the medians in the order of the cases.
+
+        Another case goes first in each round: what changes on the machine meanwhile is no case's own.
+        """
+        found: dict[str, list[float]] = {name: [] for name in cases}
+        rounds, names = self.options.rounds, list(cases)
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                self.say(f"round {number + 1} of {rounds}, {name}")
+                found[name].append(await play(cases[name]))
+        return [statistics.median(values) for values in found.values()]
 
 
 def main(
