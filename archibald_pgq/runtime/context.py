@@ -182,6 +182,8 @@ class JobContext:
 
         Not at any price: the job's outcome waits for this, and its agent too.
         """
+        # It refers to the run, which refers to this: payloads are freed with their job, and not when the garbage collector looks.
+        self.section_ended = _nothing
         if self._writer is not None and self._over is not None:
             self._over.set()  # the writer goes on at once with what is pending, and then ends
             await asyncio.wait({self._writer}, timeout=LAST_WRITE)

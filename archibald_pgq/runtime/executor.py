@@ -172,7 +172,10 @@ class Run:
         for timer in self._timers:
             timer.cancel()
         await self._context.finish()
-        return self._outcome(result, error)
+        try:
+            return self._outcome(result, error)
+        finally:
+            del error  # whose traceback refers to this frame: see `JobContext.finish`
 
     def watch(self) -> None:
         """See to it that the handler does not exceed its time; called at the start, but for a brief job only where it is none."""

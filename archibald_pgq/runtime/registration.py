@@ -175,6 +175,7 @@ class Registration:
                 return
             await lane.execute(name)
             self._dispatcher.ended(lane)
+            del lane  # with its payloads: the next one may be long in coming
             if time.monotonic() - self._loop_ran > HOGS:  # lanes that never wait must not keep it from all else
                 await asyncio.sleep(0)
                 self._loop_ran = time.monotonic()
