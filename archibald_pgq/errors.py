@@ -59,6 +59,10 @@ class JobStateError(ArchibaldError):
     """What was asked of a job cannot be done in the state that it is in; the text names the state."""
 
 
+class StepUnknownError(ArchibaldError):
+    """A step of the job was begun by an earlier run, and nothing can tell whether it happened; a handler that lets it through ends in a review."""
+
+
 class UnknownAgentError(ArchibaldError, LookupError):
     """No agent of this name ever had a job."""
 

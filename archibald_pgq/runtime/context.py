@@ -18,12 +18,12 @@ from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.payload import json_bytes, to_json
 from archibald_pgq.errors import ArchibaldError, InvalidJobError
+from archibald_pgq.runtime.checkpoints import Checkpoints
+from archibald_pgq.store import commands
+from archibald_pgq.store.request import Request
 
-WriteProgress = Callable[[int, int, str | None], Awaitable[None]]
-"""Writes (job id, percent, label)."""
-
-SaveState = Callable[[ClaimedJob, str], Awaitable[None]]
-"""Writes a job's state, as JSON text."""
+Ask = Callable[[Request[Any]], Awaitable[Any]]
+"""Asks the database, on a connection that is not the dispatcher's."""
 
 LONGEST_SECTION = 30.0
 """Seconds for which `uninterruptible` keeps a write of the agent waiting."""
@@ -64,7 +64,7 @@ class JobContext:
         state: what an earlier run of this sync saved, or None.
     """
 
-    def __init__(self, job: ClaimedJob, write_progress: WriteProgress, save_state: SaveState) -> None:
+    def __init__(self, job: ClaimedJob, worker_id: int, ask: Ask) -> None:
         """Made by the executor, one for each run."""
         self.user_id = job.user_id
         self.job_id = job.job_id
@@ -80,7 +80,7 @@ class JobContext:
         self._job = job
         self._sections = 0
         self._section_since = 0.0
-        self._write, self._save = write_progress, save_state
+        self._worker_id, self._ask = worker_id, ask
         self._pending: tuple[int, str | None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._over: asyncio.Event | None = None
@@ -143,8 +143,54 @@ class JobContext:
         text = to_json(state, "state")
         if json_bytes(text) > MAX_STATE_BYTES:
             raise InvalidJobError(f"the state is over {MAX_STATE_BYTES} bytes as JSON; keep large data elsewhere")
-        await self._save(self._job, text)
+        await self._ask(commands.save_state(self._job, self._worker_id, text))
         self.state = state
+
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self._job, self._worker_id, self._ask)
+
+    async def once(
+        self,
+        step: str,
+        act: Callable[[], Awaitable[Any]],
+        *,
+        key: str | None = None,
+        verify: Callable[[], Awaitable[Any]] | None = None,
+        settle: float = 0.0,
+    ) -> Any:
+        """Run `act` once, whatever happens to this job, and return its result, a JSON value; a later run gets that result instead.
+
+        That the step begins is committed before `act` is called, and its result when it has returned. A run that ends in between (a crash,
+        a timeout, an error of `act`) leaves the step unknown: the next run of the job asks `verify` whether it happened, and without
+        `verify` ends as `needs_review`. Declare a write whose effects all lie in steps as `idempotent`, so that it is run again by itself.
+
+        Args:
+            step: its name, 1 to 200 characters.
+            act: has the effect; takes no arguments.
+            key: of an entity, such as an order's number: the step is then done once for all jobs of this user and kind that name it,
+                until `forget`, or until ARCHIBALD_RETENTION_DAYS have passed. None: once for this job, and for who retries it.
+            verify: looks whether the effect is there, and returns the step's result, or None where it is not.
+            settle: seconds from the step's begin until its effect is there or will never be; `verify` is not asked before.
+
+        Raises:
+            InvalidJobError: a name is not allowed, or the result is no JSON (the step counts as done, with no result).
+            StepUnknownError: the step is unknown and there is no `verify`; let it through.
+            JobStateError: the job is no longer this worker's.
+            NotPermittedError, SchemaError: the database refuses. Where it cannot be reached this waits, as long as the job may run.
+        """
+        return await self._checkpoints.once(step, act, key, verify, settle)
+
+    async def forget(self, key: str) -> None:
+        """Forget the steps of `key`, of this user and kind: a later job may do them anew.
+
+        For when what they did is recorded elsewhere, and that is committed.
+
+        Raises:
+            InvalidJobError: the key is not allowed. JobStateError: the job is no longer this worker's.
+            NotPermittedError, SchemaError: see `once`.
+        """
+        await self._checkpoints.forget(key)
 
     async def progress(self, percent: int, label: str | None = None) -> None:
         """Show how far the job is: `percent` 0 to 100, `label` up to 200 characters.
@@ -172,7 +218,7 @@ class JobContext:
             return
         (percent, label), self._pending = self._pending, None
         try:
-            await self._write(self.job_id, percent, label)
+            await self._ask(commands.progress(self.job_id, self._worker_id, percent, label))
         except ArchibaldError as error:
             # Progress is for looking at: the job goes on without it.
             self.log.warning("progress could not be written: %s", error)

@@ -17,8 +17,8 @@ from typing import Any
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.domain.payload import to_json
-from archibald_pgq.errors import InvalidJobError
-from archibald_pgq.runtime.context import JobContext, SaveState, WriteProgress
+from archibald_pgq.errors import InvalidJobError, StepUnknownError
+from archibald_pgq.runtime.context import Ask, JobContext
 from archibald_pgq.runtime.own_context import InOwnContext
 from archibald_pgq.runtime.registry import Handler
 
@@ -61,8 +61,8 @@ class Run:
         self,
         job: ClaimedJob,
         handler: Handler | None,
-        write_progress: WriteProgress,
-        save_state: SaveState,
+        worker_id: int,
+        ask: Ask,
         *,
         brief: bool,
         grace: float,
@@ -73,8 +73,8 @@ class Run:
         Args:
             job: what to run.
             handler: None for a kind that no live worker handles.
-            write_progress: for the handler's context.
-            save_state: for the handler's context.
+            worker_id: who runs it.
+            ask: asks the database, for the handler's context.
             brief: it has probably ended before its time could be over: whoever runs it calls `watch` if not.
             grace: seconds between asking a sync to make room and cancelling it.
             ask_again: called when that time is over; whoever asked looks whether the reason still stands, and asks again.
@@ -86,7 +86,7 @@ class Run:
         self.ended = False
         """No handler code runs any more, and none will."""
         self._handler, self._brief, self._grace, self._ask_again = handler, brief, grace, ask_again
-        self._context = JobContext(job, write_progress, save_state)
+        self._context = JobContext(job, worker_id, ask)
         self._task: asyncio.Task[Any] | None = None
         self._loop = asyncio.get_running_loop()
         self._timers: list[asyncio.TimerHandle] = []
@@ -214,6 +214,8 @@ class Run:
         elif isinstance(error, SystemExit | KeyboardInterrupt):
             error = HandlerExitError(f"the handler raised {type(error).__name__}")
         text, job = error_text(error), self.job
+        if isinstance(error, StepUnknownError):
+            return Outcome.needs_review(text)
         logger.info(
             "%s (job %d) of %s failed in attempt %d: %s",
             job.kind,

@@ -1,4 +1,5 @@
-"""What a worker does for the history: partitions for the days that come, and dropping those of the days that are over.
+"""What a worker does for the history: partitions for the days that come, and dropping those of the days that are over,
+with the steps of their jobs.
 
 Guarantees: an error in one does not stop the other. Nothing else waits for it: it has a connection of its own, for as long as it takes,
 because reading a day of millions of jobs must not hold up a takeover. Must not: touch a live job.
@@ -35,12 +36,16 @@ async def keep_history(conninfo: str, retention_days: int) -> None:
             for name in dropped:
                 logger.info("dropped %s: its last job ended over %d days ago", name, retention_days)
 
+    async def sweep(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        while await workers.drop_checkpoints(connection, retention_days):
+            pass
+
     outage = Outage("upkeep of the history", first=AGAIN, longest=AGAIN)
     while True:
         pause = HOURLY
         try:
             async with await connect(conninfo) as connection:
-                for work in (make, drop):
+                for work in (make, drop, sweep):
                     try:
                         await work(connection)
                     except psycopg.Error as error:

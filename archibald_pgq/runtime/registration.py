@@ -26,7 +26,6 @@ from archibald_pgq.runtime.lane_run import HOGS
 from archibald_pgq.runtime.listener import listen
 from archibald_pgq.runtime.maintenance import Maintenance
 from archibald_pgq.runtime.registry import Registry
-from archibald_pgq.store import commands
 from archibald_pgq.store.client import Client
 from archibald_pgq.store.workers import Neighbour, PreemptRequest
 
@@ -180,12 +179,6 @@ class Registration:
                 await asyncio.sleep(0)
                 self._loop_ran = time.monotonic()
 
-    async def _write_progress(self, job_id: int, percent: int, label: str | None) -> None:
-        await self._client.ask(commands.progress(job_id, self.worker_id, percent, label))
-
-    async def _save_state(self, job: ClaimedJob, state: str) -> None:
-        await self._client.ask(commands.save_state(job, self.worker_id, state))
-
     def _make_run(self, job: ClaimedJob) -> Run:
         # Which owner a handler runs for: the fence's number, of which no handler gets to know.
         logger.debug(
@@ -194,8 +187,8 @@ class Registration:
         return Run(
             job,
             self._registry.handler(job.kind),
-            self._write_progress,
-            self._save_state,
+            self.worker_id,
+            self._client.ask,
             brief=not job.marked,
             grace=self._settings.preempt_grace,
             ask_again=self._maintenance.look_for_requests,

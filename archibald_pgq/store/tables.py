@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -236,6 +237,35 @@ job_history = Table(
     Index("job_history_of_user", "user_id", "id"),
     Index("job_history_retried", "retried_from", postgresql_where=text("retried_from IS NOT NULL")),
     postgresql_partition_by="RANGE (created_at)",
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("job_id", BigInteger, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("key", Text),
+    Column("state", Text, nullable=False, server_default=text("'begun'")),
+    Column("verifiable", Boolean, nullable=False),
+    Column("result", JSONB),
+    Column("epoch", BigInteger, nullable=False),
+    Column("token", Uuid, nullable=False),
+    _time("began_at", required=True),
+    _time("done_at"),
+    Index("checkpoints_of_job", "job_id", "step", unique=True, postgresql_where=text("key IS NULL")),
+    Index(
+        "checkpoints_of_key",
+        "user_id",
+        "kind",
+        "key",
+        "step",
+        unique=True,
+        postgresql_where=text("key IS NOT NULL"),
+    ),
+    Index("checkpoints_age", "began_at"),
 )
 
 limits = Table(

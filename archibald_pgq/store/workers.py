@@ -75,6 +75,7 @@ _FENCE_DEAD = (
 _END_BACKENDS = "SELECT archibald.end_lost_backends(%s)"
 _RELEASE = "SELECT user_id, job, fate FROM archibald.release_fenced_lanes(%s, %s)"
 _PARTITIONS = "SELECT archibald.make_history_partitions(%s)"
+_DROP_STEPS = "SELECT archibald.drop_checkpoints(%s)"
 _DROP = "SELECT archibald.drop_history_partitions(%s)"
 _SWEEP_KEYS = """
 DELETE FROM archibald.idempotency_keys WHERE ctid = ANY (ARRAY (
@@ -241,6 +242,12 @@ async def make_partitions(connection: Connection, days: int) -> None:
 async def drop_partitions(connection: Connection, days: int) -> list[str]:
     """Drop days of the history whose last job ended `days` days ago, as many as one call may; return their partitions' names."""
     return [row[0] for row in await (await connection.execute(_DROP, (days,))).fetchall()]
+
+
+async def drop_checkpoints(connection: Connection, days: int) -> int:
+    """Remove a bounded number of steps that were begun `days` days ago and are of no live job; return how many."""
+    row = await (await connection.execute(_DROP_STEPS, (days,))).fetchone()
+    return int(row[0]) if row else 0
 
 
 async def sweep(connection: Connection) -> None:

@@ -207,7 +207,7 @@ async def test_a_process_that_was_stopped_between_two_jobs_of_a_turn_does_not_be
         raise AssertionError
 
     def make(job: ClaimedJob) -> Run:
-        return Run(job, handle, nothing, nothing, brief=True, grace=1.0, ask_again=lambda: None)
+        return Run(job, handle, 1, nothing, brief=True, grace=1.0, ask_again=lambda: None)
 
     def in_contact() -> bool:
         active.append(lane.active)

@@ -24,6 +24,7 @@ BEGIN
         ('archibald_worker',    'idempotency_keys', 'SELECT, UPDATE, DELETE'),
         ('archibald_worker',    'operations',       'SELECT, INSERT, UPDATE'),
         ('archibald_worker',    'workers',          'SELECT, INSERT, UPDATE, DELETE'),
+        ('archibald_worker',    'checkpoints',      'SELECT, INSERT, UPDATE, DELETE'),
         ('archibald_worker',    'all_jobs',         'SELECT'),
         ('archibald_worker',    'limits',           'SELECT'),
         ('archibald_worker',    'schema_revisions', 'SELECT'),
@@ -34,6 +35,7 @@ BEGIN
         ('archibald_inspector', 'idempotency_keys', 'SELECT'),
         ('archibald_inspector', 'operations',       'SELECT'),
         ('archibald_inspector', 'workers',          'SELECT'),
+        ('archibald_inspector', 'checkpoints',      'SELECT'),
         ('archibald_inspector', 'all_jobs',         'SELECT'),
         ('archibald_inspector', 'limits',           'SELECT'),
         ('archibald_inspector', 'schema_revisions', 'SELECT'),
@@ -47,8 +49,8 @@ BEGIN
        AND CASE r.role
              -- an index of jobs is made of lock_key; unlock_agent, which runs with its caller's rights, gives a hint
              WHEN 'archibald_enqueuer' THEN p.proname IN ('enqueue', 'enqueue_many', 'expect_agents', 'cancel_job', 'try_lock_agent', 'unlock_agent', 'hint', 'lock_key')
-             -- the parts of an enqueue are not for anybody
-             WHEN 'archibald_worker' THEN p.proname NOT IN ('jobs_before_insert', 'check_payload', 'take_key', 'queued_sync')
+             -- the parts of an enqueue and of a retry are not for anybody
+             WHEN 'archibald_worker' THEN p.proname NOT IN ('jobs_before_insert', 'check_payload', 'take_key', 'queued_sync', 'steps_of_retry')
              ELSE p.proname IN ('lock_key', 'bucket', 'requeue_delay', 'odd_lanes') END
   LOOP
     EXECUTE v_grant;
