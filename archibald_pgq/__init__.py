@@ -5,6 +5,7 @@ The public names; everything else is an implementation detail.
 
 from archibald_pgq.app import Archibald
 from archibald_pgq.domain.backoff import Backoff
+from archibald_pgq.domain.evidence import Evidence
 from archibald_pgq.domain.explanation import Explanation, Reason
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
@@ -14,6 +15,9 @@ from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, W
 from archibald_pgq.errors import (
     AgentBacklogError,
     ArchibaldError,
+    BrowserDiedError,
+    BrowserError,
+    BrowserSaturatedError,
     ConfigError,
     DatabaseError,
     InvalidJobError,
@@ -21,12 +25,14 @@ from archibald_pgq.errors import (
     JobFailedError,
     JobNeedsReviewError,
     JobStateError,
+    LoginRefusedError,
     NotPermittedError,
     SchemaError,
     StepUnknownError,
     UnknownAgentError,
     UnknownJobError,
     UnknownKindError,
+    UnreachableError,
     WaitTimeoutError,
 )
 from archibald_pgq.handle import Job, SyncJob
@@ -39,10 +45,14 @@ __all__ = [
     "Archibald",
     "ArchibaldError",
     "Backoff",
+    "BrowserDiedError",
+    "BrowserError",
+    "BrowserSaturatedError",
     "ClassStats",
     "ConfigError",
     "DatabaseError",
     "Doing",
+    "Evidence",
     "Explanation",
     "Health",
     "InvalidJobError",
@@ -54,6 +64,7 @@ __all__ = [
     "JobNeedsReviewError",
     "JobRecord",
     "JobStateError",
+    "LoginRefusedError",
     "NewJob",
     "NotPermittedError",
     "Policy",
@@ -66,6 +77,7 @@ __all__ = [
     "UnknownAgentError",
     "UnknownJobError",
     "UnknownKindError",
+    "UnreachableError",
     "WaitTimeoutError",
     "WorkerRecord",
 ]

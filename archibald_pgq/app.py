@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from archibald_pgq import config
 from archibald_pgq.domain.backoff import Backoff
+from archibald_pgq.domain.evidence import Evidence
 from archibald_pgq.domain.explanation import Explanation
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
@@ -22,9 +23,9 @@ from archibald_pgq.domain.states import State
 from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
 from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.handle import Job
-from archibald_pgq.runtime.registry import Handler, declared_policy
+from archibald_pgq.runtime.registry import Handler, Login, Valid, declared_policy
 from archibald_pgq.source import Source, forget_after_fork
-from archibald_pgq.store import commands, reads
+from archibald_pgq.store import commands, evidence, reads
 from archibald_pgq.store.client import CallerConnection, Client
 from archibald_pgq.store.request import Request
 from archibald_pgq.store.target import Target
@@ -39,6 +40,8 @@ except PackageNotFoundError:  # run from a checkout that was never installed
     VERSION = "0+unknown"
 
 H = TypeVar("H", bound=Handler)
+L = TypeVar("L", bound=Login)
+V = TypeVar("V", bound=Valid)
 T = TypeVar("T")
 
 
@@ -91,6 +94,7 @@ class Archibald:
         max_attempts: int | None = None,
         backoff: Backoff | None = None,
         idempotent: bool | None = None,
+        needs_browser: bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated `async def handler(ctx, data)` for a kind.
 
@@ -106,6 +110,8 @@ class Archibald:
             max_attempts: attempts in all; default 1.
             backoff: the wait between attempts, `Backoff.fixed(5)` or `Backoff.exponential(30)`; default none.
             idempotent: an interrupted write may simply be run again; default False.
+            needs_browser: the handler drives a browser, see `JobContext.page`; a worker of this app then keeps a pool of contexts, and
+                needs the extra `archibald-pgq[browser]`. No part of the policy.
 
         Raises:
             ConfigError: an argument is out of its range, or the kind has a handler already.
@@ -121,10 +127,27 @@ class Archibald:
         )
 
         def register(handler: H) -> H:
-            self._source.registry.add(kind, handler, policy)
+            self._source.registry.add(kind, handler, policy, needs_browser=needs_browser)
             return handler
 
         return register
+
+    def login(self, function: L) -> L:
+        """Register the decorated coroutine function of `(ctx, page)`, which logs an agent in where its browser context is new.
+
+        `page` is a new page of that context, `ctx.user_id` the agent. It raises `LoginRefusedError` where the login itself is refused,
+        and `UnreachableError` where the system does not answer.
+        """
+        self._source.registry.login = function
+        return function
+
+    def session_valid(self, function: V) -> V:
+        """Register what says whether a kept browser context is still logged in: the decorated `async def valid(context) -> bool`.
+
+        Without it one is that has an ASP.NET session cookie, and none that has expired.
+        """
+        self._source.registry.valid = function
+        return function
 
     async def enqueue(
         self,
@@ -272,6 +295,15 @@ class Archibald:
             UnknownJobError, DatabaseError, SchemaError: see `cancel`.
         """
         return self._handle(await self._ask(commands.retry(job_id)))
+
+    async def evidence(self, job_id: int) -> list[Evidence]:
+        """Return what failed runs of a job last saw in their browser, the newest first, at most five.
+
+        Raises:
+            UnknownJobError: it is no id.
+            DatabaseError, SchemaError: the database cannot be used.
+        """
+        return await self._ask(evidence.of_job(job_id))
 
     async def discard(self, job_id: int) -> None:
         """Put away a job that needs review: it ends as cancelled, and its key is free again.

@@ -133,6 +133,36 @@ SETTINGS: dict[str, Setting] = {
     "max_losses": Setting(
         "ARCHIBALD_MAX_LOSSES", "3", "a job whose worker died this often while it ran fails", _whole(1, 100)
     ),
+    "browsers": Setting(
+        "ARCHIBALD_BROWSERS",
+        "3",
+        "browser processes of a worker whose app has operations that need one",
+        _whole(1, 100),
+    ),
+    "browser_contexts": Setting(
+        "ARCHIBALD_BROWSER_CONTEXTS",
+        "5",
+        "contexts of each browser at most; WORKER_CONCURRENCY must not exceed what is left with one browser down",
+        _whole(1, 100),
+    ),
+    "chromium": Setting(
+        "ARCHIBALD_CHROMIUM",
+        "",
+        "Chromium's program (default: looked for where Debian, Playwright and Chrome put it)",
+        _path,
+    ),
+    "login_budget": Setting(
+        "ARCHIBALD_LOGIN_BUDGET",
+        "60",
+        "logins of a worker's browser contexts that may begin within a minute",
+        _whole(1, 10_000),
+    ),
+    "browser_trace": Setting(
+        "ARCHIBALD_BROWSER_TRACE",
+        "0",
+        "1: a Playwright trace is kept of a run that fails, besides the screenshot",
+        _switch,
+    ),
     "retention_days": Setting(
         "ARCHIBALD_RETENTION_DAYS", "30", "days for which a job stays in the history after its end", _whole(1, 36500)
     ),
@@ -160,6 +190,11 @@ class Settings:
     max_preemptions: int
     max_wait: float
     max_losses: int
+    browsers: int
+    browser_contexts: int
+    chromium: Path | None
+    login_budget: int
+    browser_trace: bool
     retention_days: int
 
     @property

@@ -59,8 +59,34 @@ class JobStateError(ArchibaldError):
     """What was asked of a job cannot be done in the state that it is in; the text names the state."""
 
 
+class BrowserError(ArchibaldError):
+    """No browser context can be had; a job that meets it goes back to its place."""
+
+
+class BrowserDiedError(BrowserError):
+    """The browser ended while it was used."""
+
+
+class BrowserSaturatedError(BrowserError):
+    """All contexts were in use for as long as anybody waits."""
+
+
 class StepUnknownError(ArchibaldError):
-    """A step of the job was begun by an earlier run, and nothing can tell whether it happened; a handler that lets it through ends in a review."""
+    """A step of the job was begun by an earlier run, and nothing can tell whether it happened; let through, it ends in a review."""
+
+
+class UnreachableError(ArchibaldError):
+    """The system behind the agent's login cannot be reached, and this run did nothing there.
+
+    For a handler, or a login, to raise: the job goes back to its place with no attempt spent; after three in a row the agent is paused.
+    """
+
+
+class LoginRefusedError(ArchibaldError):
+    """The system refuses the agent's login, as with a wrong password.
+
+    For a handler, or a login, to raise: the job goes back to its place, and the agent is paused until somebody resumes it.
+    """
 
 
 class UnknownAgentError(ArchibaldError, LookupError):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
+from archibald_pgq.domain.evidence import Evidence
 from archibald_pgq.domain.explanation import Explanation
 from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
@@ -21,7 +22,7 @@ from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
 from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.handle import SyncJob
 from archibald_pgq.source import Source, forget_after_fork
-from archibald_pgq.store import commands, reads
+from archibald_pgq.store import commands, evidence, reads
 from archibald_pgq.store.client import SyncCallerConnection, SyncClient
 from archibald_pgq.store.request import Request
 
@@ -115,6 +116,10 @@ class SyncArchibald:
     def retry(self, job_id: int) -> SyncJob:
         """Run a job again; see `Archibald.retry`."""
         return self._handle(self._ask(commands.retry(job_id)))
+
+    def evidence(self, job_id: int) -> list[Evidence]:
+        """Return what failed runs of a job last saw in their browser; see `Archibald.evidence`."""
+        return self._ask(evidence.of_job(job_id))
 
     def discard(self, job_id: int) -> None:
         """Put away a job that needs review; see `Archibald.discard`."""

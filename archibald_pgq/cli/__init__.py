@@ -17,6 +17,7 @@ from archibald_pgq.cli import agents, database, jobs, overview, review
 from archibald_pgq.cli.bench import bench
 from archibald_pgq.cli.demo import demo
 from archibald_pgq.cli.doctor import doctor
+from archibald_pgq.cli.evidence import evidence
 from archibald_pgq.cli.explain import explain
 from archibald_pgq.cli.health import health
 from archibald_pgq.cli.run import run
@@ -57,6 +58,7 @@ app.command()(jobs.enqueue)
 app.command()(jobs.job)
 app.command(name="jobs")(jobs.jobs)
 app.command()(explain)
+app.command()(evidence)
 app.command()(jobs.cancel)
 app.command(name="agents")(agents.agents)
 app.add_typer(agents.agent, name="agent")

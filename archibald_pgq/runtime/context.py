@@ -12,15 +12,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.payload import json_bytes, to_json
-from archibald_pgq.errors import ArchibaldError, InvalidJobError
+from archibald_pgq.errors import ArchibaldError, ConfigError, InvalidJobError
 from archibald_pgq.runtime.checkpoints import Checkpoints
 from archibald_pgq.store import commands
 from archibald_pgq.store.request import Request
+
+if TYPE_CHECKING:
+    from playwright.async_api import BrowserContext, Page
+
+    from archibald_pgq.runtime.browsing import Tab
 
 Ask = Callable[[Request[Any]], Awaitable[Any]]
 """Asks the database, on a connection that is not the dispatcher's."""
@@ -77,6 +82,8 @@ class JobContext:
         """Asked to make room for a write of its agent; set by the executor."""
         self.section_ended: Callable[[], None] = _nothing
         """Called when a section that must not be cut has ended; set by the executor."""
+        self.tab: Tab | None = None
+        """The browser's, of a kind that needs one; set by the executor."""
         self._job = job
         self._sections = 0
         self._section_since = 0.0
@@ -145,6 +152,24 @@ class JobContext:
             raise InvalidJobError(f"the state is over {MAX_STATE_BYTES} bytes as JSON; keep large data elsewhere")
         await self._ask(commands.save_state(self._job, self._worker_id, text))
         self.state = state
+
+    async def page(self) -> Page:
+        """Return a page of the agent's browser context, logged in; a new one where the last one was closed.
+
+        Raises:
+            ConfigError: the kind is registered without `needs_browser=True`.
+        """
+        return await self._own_tab().page()
+
+    @property
+    def browser_context(self) -> BrowserContext:
+        """The agent's browser context, for more than one page, or for cookies; raises as `page` does."""
+        return self._own_tab().lease.context
+
+    def _own_tab(self) -> Tab:
+        if self.tab is None:
+            raise ConfigError(f"{self.kind} has no browser; register it with needs_browser=True")
+        return self.tab
 
     @cached_property
     def _checkpoints(self) -> Checkpoints:

@@ -58,17 +58,19 @@ class Dispatcher:
         consumers: int,
         max_syncs: int,
         looked: Callable[[], None],
+        room: Callable[[], int] | None = None,
     ) -> None:
         """Take over `connection`, on which the worker was registered.
 
         `in_contact` says whether handlers may be started at all; `consumers` is how many jobs may run at once, and `max_syncs` how many
-        of these may be syncs; `looked` is called after a turn that may have asked a sync of ours to make room.
+        of these may be syncs; `looked` is called after a turn that may have asked a sync of ours to make room; `room` says how many jobs
+        may run now, where that changes.
         """
         self.runs: dict[Owner, LaneRun] = {}
         """What this worker owns and has not settled yet."""
         self._session = Session(conninfo, connection, worker_id, lease, runs=self.runs, unknown=self._note_unknown)
         self._make_run, self._in_contact, self._report_look = make_run, in_contact, looked
-        self._consumers, self._max_syncs = consumers, max_syncs
+        self._consumers, self._max_syncs, self._room = consumers, max_syncs, room
         self._pace = Pace()
         self._aged = 0.0
         """Places that syncs which waited too long may take before all others: a quarter of one for each lane claimed."""
@@ -280,12 +282,19 @@ class Dispatcher:
             return NOTHING
         wishes = sum(not wish.done() for wish in self._wishes)
         arrived = self._unread.lanes if self._unread else 0
+        lacks = (
+            0 if self._room is None else max(0, self._consumers - self._room())
+        )  # consumers that could do nothing now
         short = self._pace.short()
         # A batch while there is no more than one at hand: this one is run while the next is fetched.
         batch = self._pace.ahead(self._consumers) if short and not self._solo else 0
         ahead = batch if len(self._ahead) + max(0, arrived - wishes) <= batch else 0
         return Want(
-            max(0, wishes - arrived), max(0, self._max_syncs - self._running_syncs()), int(self._aged), ahead, short
+            max(0, wishes - arrived - lacks),
+            max(0, self._max_syncs - self._running_syncs() - lacks),
+            int(self._aged),
+            0 if lacks else ahead,
+            short,
         )
 
     def _note_solo(self, turn: Turn) -> None:

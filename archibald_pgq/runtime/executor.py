@@ -18,6 +18,8 @@ from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.domain.payload import to_json
 from archibald_pgq.errors import InvalidJobError, StepUnknownError
+from archibald_pgq.runtime.breakers import Breakers
+from archibald_pgq.runtime.browsing import Browsers
 from archibald_pgq.runtime.context import Ask, JobContext
 from archibald_pgq.runtime.own_context import InOwnContext
 from archibald_pgq.runtime.registry import Handler
@@ -62,8 +64,10 @@ class Run:
         job: ClaimedJob,
         handler: Handler | None,
         worker_id: int,
-        ask: Ask,
         *,
+        ask: Ask,
+        breakers: Breakers,
+        browsers: Browsers | None,
         brief: bool,
         grace: float,
         ask_again: Callable[[], None],
@@ -75,6 +79,8 @@ class Run:
             handler: None for a kind that no live worker handles.
             worker_id: who runs it.
             ask: asks the database, for the handler's context.
+            breakers: what is told of outages.
+            browsers: where this kind needs one.
             brief: it has probably ended before its time could be over: whoever runs it calls `watch` if not.
             grace: seconds between asking a sync to make room and cancelling it.
             ask_again: called when that time is over; whoever asked looks whether the reason still stands, and asks again.
@@ -85,6 +91,7 @@ class Run:
         """True while handler code may run."""
         self.ended = False
         """No handler code runs any more, and none will."""
+        self._breakers, self._browsers = breakers, browsers
         self._handler, self._brief, self._grace, self._ask_again = handler, brief, grace, ask_again
         self._context = JobContext(job, worker_id, ask)
         self._task: asyncio.Task[Any] | None = None
@@ -163,7 +170,8 @@ class Run:
         self.active = True
         result, error = None, None
         try:
-            result = await InOwnContext(self._handler(self._context, self.job.payload), waits)
+            handling = self._handler(self._context, self.job.payload) if self._browsers is None else self._in_browser()
+            result = await InOwnContext(handling, waits)
         except BaseException as raised:  # noqa: BLE001  # also SystemExit: no handler ends the daemon
             error = raised
         self.active = False
@@ -173,9 +181,20 @@ class Run:
             timer.cancel()
         await self._context.finish()
         try:
-            return self._outcome(result, error)
+            outcome = self._outcome(result, error)
+            if self._browsers is not None:
+                outcome = await self._browsers.after(self._context.tab, self.job, outcome, error, forced=self._forced)
+            if self._breakers.concern(self.job, outcome, error):
+                outcome = await self._breakers.judge(self.job, outcome, error)
+            return outcome
         finally:
             del error  # whose traceback refers to this frame: see `JobContext.finish`
+
+    async def _in_browser(self) -> Any:
+        assert self._browsers is not None  # noqa: S101  # for the type checker
+        assert self._handler is not None  # noqa: S101
+        self._context.tab = await self._browsers.open(self.job, self._context)
+        return await self._handler(self._context, self.job.payload)
 
     def watch(self) -> None:
         """See to it that the handler does not exceed its time; called at the start, but for a brief job only where it is none."""

@@ -1,5 +1,6 @@
-"""What a worker does for the history: partitions for the days that come, and dropping those of the days that are over,
-with the steps of their jobs.
+"""What a worker does for the history: partitions for the days that come, and dropping what is over.
+
+That is days whose last job ended long enough ago, and what is kept of such jobs.
 
 Guarantees: an error in one does not stop the other. Nothing else waits for it: it has a connection of its own, for as long as it takes,
 because reading a day of millions of jobs must not hold up a takeover. Must not: touch a live job.
@@ -38,6 +39,8 @@ async def keep_history(conninfo: str, retention_days: int) -> None:
 
     async def sweep(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
         while await workers.drop_checkpoints(connection, retention_days):
+            pass
+        while await workers.drop_evidence(connection, retention_days):
             pass
 
     outage = Outage("upkeep of the history", first=AGAIN, longest=AGAIN)

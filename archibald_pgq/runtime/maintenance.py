@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SWEEP = 10.0
 SERVED = 3.0
-"""Seconds between two looks at whether the schema still serves this code."""
+"""Seconds between two looks at whether the schema still serves this code, and at which agents' systems fail."""
 PROBE = 0.2
 """Seconds between two looks whether a neighbour on this machine has died, while there is one."""
 GRACE = 5.0
@@ -51,16 +51,17 @@ class Maintenance:
         *,
         cancel: Callable[[list[int]], None],
         preempt: Callable[[list[workers.PreemptRequest]], None],
+        failing: Callable[[list[str]], None],
         not_served: Callable[[], None],
     ) -> None:
         """Prepare.
 
-        `cancel` is called with the ids of running jobs that somebody asked to cancel, `preempt` with all requests to make room;
-        `not_served` when the schema was migrated and no longer serves this code.
+        `cancel` is called with the ids of running jobs that somebody asked to cancel, `preempt` with all requests to make room,
+        `failing` with the agents of which an outage was noted; `not_served` when the schema was migrated and no longer serves this code.
         """
         self._conninfo, self._worker_id, self._heartbeat = conninfo, worker_id, heartbeat
         self._max_losses, self._cancel, self._preempt = max_losses, cancel, preempt
-        self._not_served = not_served
+        self._failing, self._not_served = failing, not_served
         self._asked = asyncio.Event()
         self._swept = self._served = float("-inf")
         self._neighbours: list[workers.Neighbour] = []
@@ -141,6 +142,7 @@ class Maintenance:
             self._served = now
             if not await migrations.serves(connection):
                 self._not_served()
+            self._failing(await workers.failing_agents(connection))
         if now - self._swept >= SWEEP:
             self._swept = now
             await workers.sweep(connection)

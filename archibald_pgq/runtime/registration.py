@@ -18,6 +18,8 @@ import psycopg
 
 from archibald_pgq.config import Settings
 from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.runtime.breakers import Breakers
+from archibald_pgq.runtime.browsing import Browsers
 from archibald_pgq.runtime.dispatcher import Dispatcher
 from archibald_pgq.runtime.executor import Run, Stop
 from archibald_pgq.runtime.heartbeat import EXIT_FENCED, Heartbeat, exit_fenced
@@ -53,15 +55,22 @@ class Registration:
         registry: Registry,
         client: Client,
         settings: Settings,
+        browsers: Browsers | None,
         not_served: Callable[[], None],
     ) -> None:
-        """Put the parts together; `client` is for progress, `not_served` is told when the schema was migrated away from this code."""
+        """Put the parts together.
+
+        `client` is for what handlers write, `browsers` for kinds that need one; `not_served` is told when the schema was migrated away
+        from this code.
+        """
         self.worker_id = worker_id
         self.heartbeat = Heartbeat(conninfo, worker_id, settings.lease, self, failover=settings.failover)
         self._conninfo, self._registry, self._client, self._settings = conninfo, registry, client, settings
         self._loop = asyncio.get_running_loop()
         self._loop_ran = time.monotonic()
         """When a consumer last came back from the event loop."""
+        self._browsers = browsers
+        self._breakers = Breakers(worker_id, client.ask)
         self._maintenance = Maintenance(
             conninfo,
             worker_id,
@@ -69,6 +78,7 @@ class Registration:
             settings.max_losses,
             cancel=self._cancel,
             preempt=self._preempt,
+            failing=self._breakers.are_failing,
             not_served=not_served,
         )
         self._dispatcher = Dispatcher(
@@ -81,6 +91,7 @@ class Registration:
             consumers=settings.worker_concurrency,
             max_syncs=settings.max_syncs,
             looked=self._maintenance.look_for_requests,
+            room=None if browsers is None else lambda: browsers.capacity,
         )
 
     async def serve(self, stop: asyncio.Event, hurry: asyncio.Event) -> int:
@@ -188,7 +199,9 @@ class Registration:
             job,
             self._registry.handler(job.kind),
             self.worker_id,
-            self._client.ask,
+            ask=self._client.ask,
+            breakers=self._breakers,
+            browsers=self._browsers if self._registry.needs_browser(job.kind) else None,
             brief=not job.marked,
             grace=self._settings.preempt_grace,
             ask_again=self._maintenance.look_for_requests,

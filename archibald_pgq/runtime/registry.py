@@ -5,14 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archibald_pgq.domain.operations import CATALOGUE, JobClass, Policy
 from archibald_pgq.domain.payload import check_kind
 from archibald_pgq.errors import ConfigError, InvalidJobError
 from archibald_pgq.runtime.context import JobContext
 
+if TYPE_CHECKING:
+    from playwright.async_api import BrowserContext, Page
+
 Handler = Callable[[JobContext, dict[str, Any]], Awaitable[Any]]
+Login = Callable[[JobContext, "Page"], Awaitable[None]]
+Valid = Callable[["BrowserContext"], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class Operation:
     kind: str
     handler: Handler
     policy: Policy | None
+    needs_browser: bool = False
 
 
 def declared_policy(kind: str, **given: Any) -> Policy | None:
@@ -47,8 +53,12 @@ class Registry:
     def __init__(self) -> None:
         """Start empty."""
         self._operations: dict[str, Operation] = {}
+        self.login: Login | None = None
+        """Logs an agent in, in a new context."""
+        self.valid: Valid | None = None
+        """Says whether a context's session still is; None: the pool's own rule."""
 
-    def add(self, kind: str, handler: Handler, policy: Policy | None) -> None:
+    def add(self, kind: str, handler: Handler, policy: Policy | None, *, needs_browser: bool = False) -> None:
         """Register a handler, with the policy that the app declares for the kind, if it does.
 
         Raises:
@@ -62,12 +72,22 @@ class Registry:
             raise ConfigError(f"the operation {kind!r} has two handlers; register one")
         if not inspect.iscoroutinefunction(handler):
             raise ConfigError(f"the handler of {kind!r} is not an async function; write it as `async def`")
-        self._operations[kind] = Operation(kind, handler, policy)
+        self._operations[kind] = Operation(kind, handler, policy, needs_browser)
 
     def handler(self, kind: str) -> Handler | None:
         """Return the handler of a kind, if this app has one."""
         operation = self._operations.get(kind)
         return operation.handler if operation else None
+
+    def needs_browser(self, kind: str) -> bool:
+        """True for a kind whose handler drives a browser."""
+        operation = self._operations.get(kind)
+        return operation is not None and operation.needs_browser
+
+    @property
+    def any_needs_browser(self) -> bool:
+        """True where a worker of this app needs browsers."""
+        return any(operation.needs_browser for operation in self._operations.values())
 
     def kinds(self) -> list[str]:
         """Return the kinds with a handler, sorted."""

@@ -14,7 +14,7 @@ import psycopg
 
 from archibald_pgq.config import Settings
 from archibald_pgq.errors import DatabaseError, SchemaError
-from archibald_pgq.runtime import collector, witness
+from archibald_pgq.runtime import browsing, collector, witness
 from archibald_pgq.runtime.reconnect import jittered
 from archibald_pgq.runtime.registration import Registration
 from archibald_pgq.runtime.registry import Registry
@@ -38,7 +38,11 @@ class Worker:
     """Runs the jobs of a registry's kinds until told to stop."""
 
     def __init__(self, registry: Registry, client: Client, settings: Settings, version: str) -> None:
-        """Prepare; `client` is for progress."""
+        """Prepare; `client` is for what handlers write.
+
+        Raises:
+            ConfigError: some kind needs a browser, and there can be none, or too few for all consumers.
+        """
         self.ready = asyncio.Event()
         """Set while the worker is registered and claims."""
         self._registry, self._client, self._settings, self._version = registry, client, settings, version
@@ -47,6 +51,7 @@ class Worker:
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._registration: Registration | None = None
+        self._browsers = browsing.prepare(registry, settings, client.ask) if registry.any_needs_browser else None
         self._witness: witness.Witness | None = None
         """For the life of the process: a proof of its end, whichever of its registrations it is asked for."""
 
@@ -74,8 +79,9 @@ class Worker:
             DatabaseError: the database cannot be used at the start.
         """
         self._witness = witness.make()
-        with collector.less_often():
-            code = await self._run()
+        async with self._browsers or contextlib.nullcontext():
+            with collector.less_often():
+                code = await self._run()
         if code == 0 and self._witness is not None:  # else handler code may run until the process has ended
             self._witness.close()
         return code
@@ -170,5 +176,6 @@ class Worker:
             registry=self._registry,
             client=self._client,
             settings=settings,
+            browsers=self._browsers,
             not_served=self._not_served,
         )

@@ -22,7 +22,7 @@ from archibald_pgq.store.dsn import redacted, with_options
 from archibald_pgq.store.embedded.programs import OLDEST
 from archibald_pgq.store.sql import statement
 
-CODE_REVISION = "0007"
+CODE_REVISION = "0008"
 """The schema revision that this code was written for."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent

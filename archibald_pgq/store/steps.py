@@ -14,15 +14,16 @@ from archibald_pgq.domain.step import Step, StepState
 from archibald_pgq.errors import JobStateError
 from archibald_pgq.store.request import Request, Rows
 
-_OWNER = "%(worker)s, %(lane)s, %(epoch)s, %(job)s"
-_BEGIN = f"""
+_BEGIN = """
 SELECT state, result, age_s
-  FROM archibald.begin_step({_OWNER}, CAST(%(step)s AS text), CAST(%(key)s AS text), %(token)s, %(verifiable)s, %(absent)s)
+  FROM archibald.begin_step(%(worker)s, %(lane)s, %(epoch)s, %(job)s, CAST(%(step)s AS text), CAST(%(key)s AS text), %(token)s,
+                            %(verifiable)s, %(absent)s)
 """
-_FINISH = (
-    f"SELECT archibald.finish_step({_OWNER}, CAST(%(step)s AS text), CAST(%(key)s AS text), CAST(%(result)s AS jsonb))"
-)
-_FORGET = f"SELECT archibald.forget_steps({_OWNER}, CAST(%(key)s AS text))"
+_FINISH = """
+SELECT archibald.finish_step(%(worker)s, %(lane)s, %(epoch)s, %(job)s, CAST(%(step)s AS text), CAST(%(key)s AS text),
+                             CAST(%(result)s AS jsonb))
+"""
+_FORGET = "SELECT archibald.forget_steps(%(worker)s, %(lane)s, %(epoch)s, %(job)s, CAST(%(key)s AS text))"
 
 
 def begin(

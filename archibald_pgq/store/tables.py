@@ -15,6 +15,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
@@ -266,6 +267,31 @@ checkpoints = Table(
         postgresql_where=text("key IS NOT NULL"),
     ),
     Index("checkpoints_age", "began_at"),
+)
+
+job_evidence = Table(
+    "job_evidence",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    _time("made_at", required=True),
+    Column("url", Text),
+    Column("screenshot", LargeBinary),
+    Column("trace", LargeBinary),
+    Index("job_evidence_of_job", "job_id"),
+    Index("job_evidence_age", "made_at"),
+)
+
+breakers = Table(
+    "breakers",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("kind", Text, primary_key=True, server_default=text("''")),
+    Column("failures", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    _time("failed_at", required=True),
+    _time("open_until"),
 )
 
 limits = Table(

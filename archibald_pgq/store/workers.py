@@ -75,6 +75,8 @@ _FENCE_DEAD = (
 _END_BACKENDS = "SELECT archibald.end_lost_backends(%s)"
 _RELEASE = "SELECT user_id, job, fate FROM archibald.release_fenced_lanes(%s, %s)"
 _PARTITIONS = "SELECT archibald.make_history_partitions(%s)"
+_DROP_EVIDENCE = "SELECT archibald.drop_evidence(%s)"
+_FAILING = "SELECT user_id FROM archibald.breakers WHERE kind = '' ORDER BY failed_at DESC LIMIT 10000"
 _DROP_STEPS = "SELECT archibald.drop_checkpoints(%s)"
 _DROP = "SELECT archibald.drop_history_partitions(%s)"
 _SWEEP_KEYS = """
@@ -248,6 +250,17 @@ async def drop_checkpoints(connection: Connection, days: int) -> int:
     """Remove a bounded number of steps that were begun `days` days ago and are of no live job; return how many."""
     row = await (await connection.execute(_DROP_STEPS, (days,))).fetchone()
     return int(row[0]) if row else 0
+
+
+async def drop_evidence(connection: Connection, days: int) -> int:
+    """Remove a bounded number of what was kept of failed runs `days` days ago; return how many."""
+    row = await (await connection.execute(_DROP_EVIDENCE, (days,))).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def failing_agents(connection: Connection) -> list[str]:
+    """Return the agents of which an outage was noted that no success has followed."""
+    return [row[0] for row in await (await connection.execute(_FAILING)).fetchall()]
 
 
 async def sweep(connection: Connection) -> None:

@@ -52,7 +52,7 @@ async def _asking(self: Client, request: Request[Any], *args: Any) -> Any:
     return answer
 
 
-Client.ask = _asking  # type: ignore[method-assign]  # the place between a write and its answer
+Client.ask = _asking  # type: ignore[method-assign,assignment]  # the place between a write and its answer
 
 
 async def place(ctx: JobContext, data: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from archibald_pgq.store import steps, workers
 from archibald_pgq.store.client import Client
 from archibald_pgq.store.request import Request
 from tests.hand import Hand, hand
-from tests.support import PATIENCE, Look, working
+from tests.support import PATIENCE, Look, looking, working
 
 ALL = "SELECT user_id, kind, step, key, state, result FROM archibald.checkpoints ORDER BY id"
 NEXT_OWNER = "UPDATE archibald.agents SET epoch = epoch + 1"
@@ -123,7 +123,7 @@ async def test_a_step_whose_end_is_unknown_and_that_nobody_can_look_up_is_for_a_
         job = await app.enqueue("order", user_id="alice")
         await look.until_state(job.id, "needs_review")
         assert (world.runs, world.orders) == (2, 1)
-        assert "the step 'place' was begun" in (await look.job(job.id, "last_error"))[0]
+        assert "the step 'place' was begun" in (await look.job(job.id, "error"))[0]
         # the person says that it did not happen
         assert (await app.retry(job.id)).id == job.id
         assert await job.wait(PATIENCE) == {"order": 2}
@@ -264,21 +264,26 @@ async def test_who_lost_the_job_can_neither_begin_nor_finish_nor_forget_a_step(
 
 
 async def test_no_owner_changes_between_the_look_and_the_write_of_a_step(
-    app: Archibald, worker: Hand, client: Client, look: Look
+    app: Archibald, worker: Hand, client: Client, look: Look, database: str
 ) -> None:
     job = await claimed(app, worker)
-    await look.rows("BEGIN")
-    await look.rows(NEXT_OWNER)
+    async with looking(database) as other:
+        await other.rows("BEGIN")
+        await other.rows(NEXT_OWNER)
+        await _write_waits(job, worker, client, look, other)
+    assert await look.rows(ALL) == []
+
+
+async def _write_waits(job: ClaimedJob, worker: Hand, client: Client, look: Look, other: Look) -> None:
     writing = asyncio.create_task(
         client.ask(steps.begin(job, worker.worker_id, "place", None, uuid4(), verifiable=False, absent=False))
     )
     await look.until(
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'begin_step')"
     )
-    await look.rows("COMMIT")
+    await other.rows("COMMIT")
     with pytest.raises(JobStateError):
         await writing
-    assert await look.rows(ALL) == []
 
 
 # -- answers that are lost

@@ -25,7 +25,19 @@ async def busy(app: Archibald, look: Look, database: str) -> AsyncIterator[Look]
     async def fail(ctx: JobContext, data: dict[str, object]) -> None:
         raise RuntimeError("the ERP refuses")
 
+    @app.operation("delete-order")
+    async def in_steps(ctx: JobContext, data: dict[str, object]) -> None:
+        async def done() -> int:
+            return 7
+
+        async def lost() -> None:
+            raise TimeoutError("no answer")
+
+        await ctx.once("look it up", done)
+        await ctx.once("delete", lost, key="o-7")
+
     async with looking(database) as other:
+        await app.enqueue("delete-order", user_id="gina")
         assert await other.value("SELECT archibald.try_lock_agent('carol')")
         requeued = await app.enqueue("submit-order", user_id="carol")
         failed = await app.enqueue("edit-order", user_id="dan")
@@ -34,6 +46,7 @@ async def busy(app: Archibald, look: Look, database: str) -> AsyncIterator[Look]
             await stage.until_started(1)
             await look.until_state(first.id, "running")
             await look.until_state(failed.id, "failed")
+            await look.until("SELECT count(*) = 1 FROM archibald.job_history WHERE user_id = 'gina'")
             await look.until("SELECT wait_reason = 'requeue' FROM archibald.jobs WHERE id = %s", requeued.id)
             await look.until_state((await app.retry(failed.id)).id, "failed")
             await app.enqueue("sync-orders", user_id="frank", delay=3600)

@@ -144,8 +144,9 @@ def handler_of(kind: str) -> Callable[[JobContext, dict[str, Any]], Awaitable[An
 
 
 def context(kind: str, reached: Any = None) -> JobContext:
+    policy = CATALOGUE[kind]
     job = ClaimedJob(
-        lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=CATALOGUE[kind], saved_state=reached,
+        lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=policy, saved_state=reached,
     )  # fmt: skip
 
     async def ask(request: Request[Any]) -> None:

@@ -27,8 +27,10 @@ TABLES = {
     "agents": (NO, "INSERT SELECT UPDATE", READ),
     "alembic_version": (READ, READ, READ),
     "all_jobs": (READ, READ, READ),
+    "breakers": (NO, "DELETE INSERT SELECT UPDATE", READ),
     "checkpoints": (NO, "DELETE INSERT SELECT UPDATE", READ),
     "idempotency_keys": (NO, "DELETE SELECT UPDATE", READ),
+    "job_evidence": (NO, "DELETE INSERT SELECT UPDATE", READ),
     "job_history": (NO, "INSERT SELECT", READ),
     "jobs": (f"{CALLER} SELECT (id)", f"DELETE {CALLER} SELECT UPDATE", READ),
     "limits": (NO, READ, READ),
@@ -52,12 +54,14 @@ ENQUEUER = {
 INSPECTOR = {"bucket", "lock_key", "odd_lanes", "requeue_delay"}
 NOBODY = {"check_payload", "jobs_before_insert", "queued_sync", "steps_of_retry", "take_key"}
 WORKER = {
-    "absorb_followups", "add_lanes", "adopt", "ask_for_room", "begin_step", "bucket", "cancel_job", "claim", "claim_on", "discard_job",
-    "drain_for_solo", "drop_checkpoints", "drop_history_partitions", "drop_stray_locks", "end_jobs", "end_lost_backends", "end_requeue", "enqueue",
-    "enqueue_many", "expect_agents", "fence_dead_worker", "fence_stale_workers", "finish_step", "forget_steps", "free_lanes", "hint", "hint_lanes", "lock_key",
-    "look_again", "make_history_partitions", "make_room", "mend_lanes", "next_write", "odd_lanes", "owns_job", "pause_agent", "preempt_requests",
-    "refresh_lanes", "release_fenced_lanes", "release_unlocked", "requeue_delay", "requeue_waiting", "rest_after", "resume_agent",
-    "retake", "retry_job", "settle", "takeover_due", "try_lock_agent", "turn", "unlock_agent", "wake_lanes", "withdraw_requests",
+    "absorb_followups", "add_lanes", "adopt", "ask_for_room", "begin_step", "bucket", "cancel_job", "claim", "claim_on",
+    "discard_job", "drain_for_solo", "drop_checkpoints", "drop_evidence", "drop_history_partitions", "drop_stray_locks", "end_jobs",
+    "end_lost_backends", "end_requeue", "enqueue", "enqueue_many", "expect_agents", "fence_dead_worker", "fence_stale_workers",
+    "finish_step", "forget_steps", "free_lanes", "hint", "hint_lanes", "keep_evidence", "lock_key", "look_again",
+    "make_history_partitions", "make_room", "mend_lanes", "next_write", "note_failed_sync", "note_outage", "note_recovery",
+    "note_refused_login", "odd_lanes", "owns_job", "pause_agent", "preempt_requests", "refresh_lanes", "release_fenced_lanes",
+    "release_unlocked", "requeue_delay", "requeue_waiting", "rest_after", "resume_agent", "retake", "retry_job", "settle",
+    "takeover_due", "try_lock_agent", "turn", "unlock_agent", "wake_lanes", "withdraw_requests",
 }  # fmt: skip
 DEFINER = {
     "cancel_job", "discard_job", "drop_history_partitions", "enqueue", "enqueue_many", "expect_agents", "jobs_before_insert",

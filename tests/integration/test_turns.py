@@ -12,6 +12,7 @@ import pytest
 from archibald_pgq import Archibald, JobContext, NewJob
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.runtime.breakers import Breakers
 from archibald_pgq.runtime.executor import Run
 from archibald_pgq.runtime.lane_run import LaneRun
 from archibald_pgq.runtime.session import Session
@@ -207,7 +208,17 @@ async def test_a_process_that_was_stopped_between_two_jobs_of_a_turn_does_not_be
         raise AssertionError
 
     def make(job: ClaimedJob) -> Run:
-        return Run(job, handle, 1, nothing, brief=True, grace=1.0, ask_again=lambda: None)
+        return Run(
+            job,
+            handle,
+            1,
+            ask=nothing,
+            breakers=Breakers(1, nothing),
+            browsers=None,
+            brief=True,
+            grace=1.0,
+            ask_again=lambda: None,
+        )
 
     def in_contact() -> bool:
         active.append(lane.active)

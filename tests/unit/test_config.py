@@ -27,6 +27,11 @@ DEFAULTS = {
     "max_preemptions": 5,
     "max_wait": 900.0,
     "max_losses": 3,
+    "browsers": 3,
+    "browser_contexts": 5,
+    "chromium": None,
+    "login_budget": 60,
+    "browser_trace": False,
     "retention_days": 30,
 }
 
@@ -59,6 +64,11 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         "ARCHIBALD_MAX_PREEMPTIONS": "0",
         "ARCHIBALD_MAX_WAIT": "60",
         "ARCHIBALD_MAX_LOSSES": "9",
+        "ARCHIBALD_BROWSERS": "4",
+        "ARCHIBALD_BROWSER_CONTEXTS": "6",
+        "ARCHIBALD_CHROMIUM": "/opt/chromium",
+        "ARCHIBALD_LOGIN_BUDGET": "12",
+        "ARCHIBALD_BROWSER_TRACE": "1",
         "ARCHIBALD_RETENTION_DAYS": "90",
     }
     assert {*values} == {*(setting.name for setting in config.SETTINGS.values()), "ARCHIBALD_DATABASE_URL"}
@@ -80,6 +90,11 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         max_preemptions=0,
         max_wait=60.0,
         max_losses=9,
+        browsers=4,
+        browser_contexts=6,
+        chromium=Path("/opt/chromium"),
+        login_budget=12,
+        browser_trace=True,
         retention_days=90,
     )
 

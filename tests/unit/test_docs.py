@@ -135,7 +135,11 @@ def test_no_row_of_the_fault_table_is_left_open() -> None:
 
 def _log_lines() -> Iterator[tuple[str, str]]:
     """Level and text, with `…` for what differs, of each line that a worker may log."""
-    for source in [*(PACKAGE / "runtime").glob("*.py"), PACKAGE / "cli" / "run.py"]:
+    for source in [
+        *(PACKAGE / "runtime").glob("*.py"),
+        *(PACKAGE / "browser").glob("*.py"),
+        PACKAGE / "cli" / "run.py",
+    ]:
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not node.args:
                 continue

@@ -63,6 +63,7 @@ async def test_upkeep_that_is_asked_while_its_server_is_away_does_not_keep_the_e
         3,
         cancel=lambda _: None,
         preempt=lambda _: None,
+        failing=lambda _: None,
         not_served=lambda: None,
     )
     upkeep.look_for_requests()

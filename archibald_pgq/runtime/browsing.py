@@ -1,0 +1,209 @@
+"""What a worker does for jobs that drive a browser: a context of their agent before the handler starts, and away with it behind it.
+
+Owns: the worker's pool of contexts, and what a failed run last saw. Guarantees: a context is back, or closed, before the outcome of its job
+is written, so that the agent's next job meets nobody in it; a job whose browser died has not failed by itself. Must not: choose among
+browsers or contexts (`archibald_pgq.browser` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from archibald_pgq.config import Settings
+from archibald_pgq.domain.evidence import MAX_SCREENSHOT_BYTES, MAX_TRACE_BYTES
+from archibald_pgq.domain.job import ClaimedJob
+from archibald_pgq.domain.operations import JobClass
+from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.domain.states import Event
+from archibald_pgq.errors import ArchibaldError, BrowserError, ConfigError, UnreachableError
+from archibald_pgq.runtime.context import Ask, JobContext
+from archibald_pgq.runtime.registry import Login, Registry
+from archibald_pgq.store import evidence
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
+
+    from archibald_pgq.browser import BrowserPool, Lease
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WAIT = 60.0
+"""Seconds that a job waits for a context before it goes back to its place; with the margin that is checked at the start none waits."""
+
+LOOK = 3.0
+"""Seconds that a screenshot, and a trace, may take."""
+
+TELLING = frozenset({Event.FAIL, Event.RETRY, Event.REVIEW})
+"""Outcomes of which it is kept what the page showed."""
+
+
+def prepare(registry: Registry, settings: Settings, ask: Ask) -> Browsers:
+    """Return a worker's browsers, not started yet.
+
+    Raises:
+        ConfigError: Playwright or Chromium is missing, or with one browser down there would be fewer contexts than consumers.
+    """
+    from archibald_pgq.browser import BrowserPool, PoolSettings, check_margin  # no other worker needs them
+
+    try:
+        import playwright.async_api  # noqa: F401  # so that it is missing now, and not with the first job
+    except ImportError:
+        raise ConfigError(
+            "some operations of this app need a browser, and Playwright is not installed: pip install 'archibald-pgq[browser]'"
+        ) from None
+    check_margin(settings.worker_concurrency, settings.browsers, settings.browser_contexts)
+    chosen = PoolSettings(
+        browsers=settings.browsers,
+        contexts=settings.browser_contexts,
+        chromium=settings.chromium,
+        login_budget=settings.login_budget,
+    )
+    pool = BrowserPool(chosen, valid=registry.valid)
+    return Browsers(pool, registry.login, ask, trace=settings.browser_trace, most_deaths=settings.max_losses)
+
+
+class Browsers:
+    """The browsers of one worker process."""
+
+    def __init__(self, pool: BrowserPool, login: Login | None, ask: Ask, *, trace: bool, most_deaths: int) -> None:
+        """Prepare; `most_deaths`: a job whose browser died more often fails."""
+        self._pool, self._login, self._ask, self.trace, self._most_deaths = pool, login, ask, trace, most_deaths
+        self._deaths: Counter[int] = Counter()
+        """Of each job how often its browser died under it, in this process."""
+
+    async def __aenter__(self) -> Browsers:
+        """Start them."""
+        await self._pool.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close them all."""
+        await self._pool.close()
+
+    @property
+    def capacity(self) -> int:
+        """The contexts that can be had now: fewer while a browser is down."""
+        return self._pool.capacity
+
+    async def open(self, job: ClaimedJob, ctx: JobContext) -> Tab:
+        """Return a context of the job's agent, logged in.
+
+        Raises:
+            BrowserError: there is none to be had. Whatever the app's login raises.
+        """
+
+        async def login(page: Page) -> None:
+            if self._login is None:
+                return
+            try:
+                await self._login(ctx, page)
+            except PlaywrightError as error:  # a page that does not come, or not in time: so far nothing was done there
+                raise UnreachableError(f"the login of {job.user_id} met {_first_line(error)}") from error
+
+        from playwright.async_api import Error as PlaywrightError
+
+        urgent = job.policy.job_class is JobClass.WRITE
+        lease = await self._pool.acquire(job.user_id, urgent=urgent, patience=WAIT, login=login)
+        tab = Tab(lease, job)
+        if self.trace:
+            await tab.begin_trace()
+        return tab
+
+    async def after(
+        self, tab: Tab | None, job: ClaimedJob, outcome: Outcome, error: BaseException | None, *, forced: bool
+    ) -> Outcome:
+        """Take a run's context back, and return what the run comes to; `forced`: its handler was cancelled to make room."""
+        if tab is None:  # it got none, and that is no fault of the job's
+            spared = isinstance(error, BrowserError) and outcome.event in TELLING
+            return Outcome.gone_back(outcome.error) if spared else outcome
+        died = tab.lease.died
+        try:
+            if outcome.event in TELLING and not died:
+                await self._keep(tab)
+            await tab.drop_trace()
+        finally:
+            keep = outcome.event is Event.COMPLETE or (outcome.event is Event.PREEMPT and not forced)
+            await tab.lease.release(keep=keep and not died)
+        return self._after_death(job, outcome) if died and outcome.event in TELLING else outcome
+
+    def _after_death(self, job: ClaimedJob, outcome: Outcome) -> Outcome:
+        if not job.policy.repeatable:
+            return Outcome.needs_review(f"its browser died: {outcome.error}")
+        self._deaths[job.job_id] += 1
+        if self._deaths[job.job_id] >= self._most_deaths:
+            return Outcome.failed(f"its browser died {self._deaths.pop(job.job_id)} times: {outcome.error}")
+        return Outcome.gone_back(f"its browser died: {outcome.error}")
+
+    async def _keep(self, tab: Tab) -> None:
+        url, screenshot, trace = await tab.look()
+        try:
+            await self._ask(evidence.keep(tab.job.job_id, tab.job.attempt, url, screenshot, trace))
+        except ArchibaldError as error:
+            logger.warning("what job %d last saw could not be kept: %s", tab.job.job_id, error)
+
+
+class Tab:
+    """The context of one run of one job."""
+
+    def __init__(self, lease: Lease, job: ClaimedJob) -> None:
+        """Wrap what the pool gave."""
+        self.lease, self.job = lease, job
+        self._traced = False
+
+    async def begin_trace(self) -> None:
+        """Record what happens, for a run that fails."""
+        await self.lease.context.tracing.start(screenshots=True, snapshots=True)
+        self._traced = True
+
+    async def page(self) -> Page:
+        """Return the page, a new one where the handler has closed it."""
+        if self.lease.page.is_closed():
+            self.lease.page = await self.lease.context.new_page()
+        return self.lease.page
+
+    async def look(self) -> tuple[str | None, bytes | None, bytes | None]:
+        """Return the page's address, a screenshot and the trace, as far as they can be had in time."""
+        page = self.lease.page
+        url = None if page.is_closed() else page.url
+        screenshot = await _in_time(page.screenshot(timeout=LOOK * 1000)) if url is not None else None
+        trace = await _in_time(self._end_trace()) if self._traced else None
+        return (
+            url,
+            screenshot if screenshot and len(screenshot) <= MAX_SCREENSHOT_BYTES else None,
+            trace if trace and len(trace) <= MAX_TRACE_BYTES else None,
+        )
+
+    async def drop_trace(self) -> None:
+        """End the recording, of which nothing is wanted: the next run of this context begins its own."""
+        if self._traced and not self.lease.died:
+            self._traced = False
+            await _in_time(self.lease.context.tracing.stop())
+
+    async def _end_trace(self) -> bytes:
+        self._traced = False
+        with tempfile.TemporaryDirectory(prefix="archibald-trace-") as folder:
+            path = Path(folder) / "trace.zip"
+            await self.lease.context.tracing.stop(path=path)
+            return await asyncio.to_thread(path.read_bytes)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+async def _in_time(taking: Awaitable[T]) -> T | None:
+    """The page may be gone, or busy for ever; whatever it is, the job's outcome does not wait for it."""
+    try:
+        async with asyncio.timeout(LOOK):
+            return await taking
+    except Exception as error:  # noqa: BLE001  # Playwright's own errors, which the core does not know
+        logger.debug("no evidence: %s", error)
+        return None
