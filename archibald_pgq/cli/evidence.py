@@ -18,9 +18,9 @@ def evidence(
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the files are written.")] = Path(),
     as_json_: AsJson = False,
 ) -> None:
-    """Write out what a job last saw in its browser when it failed: screenshots, traces, the page's address.
+    """Write out what a job's failed runs last saw in their browser.
 
-    Exit code 1 if nothing is kept of it.
+    Screenshots, the page's address, and traces where ARCHIBALD_BROWSER_TRACE asked for them. Exit code 1 if nothing is kept of it.
     """
     with opened_queue() as queue:
         found = queue.evidence(job_id)

@@ -53,8 +53,8 @@ def test_version_and_help() -> None:
     shown = command("--help")
     assert (shown.code, shown.err) == (0, "")
     assert re.findall(r"^  ([a-z]+) ", shown.out, re.MULTILINE) == [
-        "run", "migrate", "roles", "enqueue", "job", "jobs", "explain", "cancel", "agents", "stats", "workers", "doctor", "health",
-        "review", "retry", "discard", "psql", "demo", "bench", "agent",
+        "run", "migrate", "roles", "enqueue", "job", "jobs", "explain", "evidence", "cancel", "agents", "stats", "workers", "doctor",
+        "health", "review", "retry", "discard", "psql", "demo", "bench", "agent",
     ]  # fmt: skip
     assert "..." not in "".join(line for line in shown.out.splitlines() if "ARGS" not in line)  # no summary is cut
 

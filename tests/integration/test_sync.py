@@ -48,7 +48,18 @@ OURS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
 
 # -- the same as the asynchronous side
 
-NOT_IN_SYNC = {"close", "database_url", "kinds", "operation", "settings", "sync", "use", "worker"}
+NOT_IN_SYNC = {
+    "close",
+    "database_url",
+    "kinds",
+    "login",
+    "operation",
+    "session_valid",
+    "settings",
+    "sync",
+    "use",
+    "worker",
+}
 """Of the app as a whole, not of one side; `close` is on both, and differs in which side it closes."""
 
 
