@@ -30,6 +30,7 @@ class MemoryContext:
         return self.pages[-1]
 
     async def close(self) -> None:
+        await asyncio.sleep(0)
         self.closed = True
         self.browser.open -= 1
 
