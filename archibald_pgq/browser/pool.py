@@ -33,6 +33,14 @@ Valid = Callable[["BrowserContext"], Awaitable[bool]]
 LogIn = Callable[["Page"], Awaitable[None]]
 
 
+NO_ROOM = 0.05
+"""Seconds until who was given a place in a browser that then died asks for another one."""
+
+
+class _NoRoomError(Exception):
+    """There are fewer contexts than places, for a moment."""
+
+
 @dataclass(slots=True, eq=False)
 class _Kept:
     """A context of an agent."""
@@ -161,18 +169,23 @@ class BrowserPool:
             BrowserSaturatedError: it was not its turn in time.
             BrowserError: no browser starts. BrowserDiedError: it ended meanwhile. Whatever `login` raises.
         """
-        try:
-            await self._slots.take(user_id, urgent=urgent, patience=patience)
-        except TimeoutError:
-            self._counters.saturations += 1
-            raise BrowserSaturatedError(
-                f"no browser context was free for {user_id} within {patience:g} s: {len(self._slots.taken)} of {self.capacity} are in use"
-            ) from None
-        try:
-            return Lease(self, await self._still_valid(user_id) or await self._open(user_id, login))
-        except BaseException:
-            self._slots.free(user_id)
-            raise
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                await self._slots.take(user_id, urgent=urgent, patience=deadline - time.monotonic())
+            except TimeoutError:
+                self._counters.saturations += 1
+                raise BrowserSaturatedError(
+                    f"no browser context was free for {user_id} within {patience:g} s: {len(self._slots.taken)} of {self.capacity} are in use"
+                ) from None
+            try:
+                return Lease(self, await self._still_valid(user_id) or await self._open(user_id, login))
+            except _NoRoomError:
+                self._slots.free(user_id)
+                await asyncio.sleep(NO_ROOM)
+            except BaseException:
+                self._slots.free(user_id)
+                raise
 
     async def _still_valid(self, user_id: str) -> _Kept | None:
         """Return the agent's kept context if it can be used again; close it if not."""
@@ -229,10 +242,17 @@ class BrowserPool:
         if seat.contexts < self._settings.contexts:
             seat.contexts += 1
             return seat
-        oldest = min((kept for kept in self._kept.values() if not kept.in_use), key=lambda kept: kept.used_at)
+        idle = [kept for kept in self._kept.values() if not kept.in_use]
+        if not idle:  # a browser has died since this place was given
+            raise _NoRoomError
+        oldest = min(idle, key=lambda kept: kept.used_at)
         self._counters.evictions += 1
-        oldest.seat.contexts += 1  # before anything is awaited, so that nobody else takes this room
-        await self._close(oldest)
+        del self._kept[oldest.user_id]
+        try:
+            await _closed(oldest.context)  # it counts on as the new one, so that nobody else takes this room
+        except BaseException:
+            oldest.seat.contexts -= 1
+            raise
         return oldest.seat
 
     async def take_back(self, kept: _Kept, *, keep: bool) -> None:
@@ -253,8 +273,10 @@ class BrowserPool:
             del self._kept[kept.user_id]
             kept.in_use = True  # nobody evicts it a second time
             if kept.alive:
-                kept.seat.contexts -= 1
-                await _closed(kept.context)
+                try:
+                    await _closed(kept.context)
+                finally:
+                    kept.seat.contexts -= 1  # not before: while it closes it is there
 
     # -- browsers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -260,27 +261,40 @@ async def test_a_context_is_in_use_before_its_session_is_checked(scene: Scene) -
     await (await other).release(keep=True)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("deaths", [0.0, 0.02])
 @sized(2, 3)
-async def test_many_at_once_never_exceed_what_there_may_be(scene: Scene) -> None:
-    dice = random.Random(7)
-    users: dict[str, int] = {}
+async def test_many_at_once_never_exceed_what_there_may_be(
+    scene: Scene, seed: int, deaths: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seats, "FIRST_PAUSE", 0.0)
+    dice = random.Random(seed)
+    users: Counter[str] = Counter()
 
     async def work(user: str) -> None:
         for _ in range(20):
-            lease = await scene.acquire(user, urgent=dice.random() < 0.3)
-            users[user] = users.get(user, 0) + 1
+            try:
+                lease = await scene.acquire(user, urgent=dice.random() < 0.3)
+            except (BrowserDiedError, ConnectionError):
+                assert deaths
+                continue
+            users[user] += 1
             assert users[user] == 1
             for _ in range(dice.randrange(4)):
                 await asyncio.sleep(0)
-            assert not lease.context.closed  # type: ignore[attr-defined]  # in memory
+            if dice.random() < deaths:
+                dice.choice(scene.driver.running()).die()
+            assert lease.died or not lease.context.closed  # type: ignore[attr-defined]  # in memory
             users[user] -= 1
             await lease.release(keep=dice.random() < 0.8)
 
     await asyncio.gather(*(work(f"user-{dice.randrange(12)}") for _ in range(40)))
     assert scene.driver.most_open <= 6
     assert scene.driver.most_in_one <= 3
-    assert scene.pool.statistics().in_use == 0
-    assert scene.pool.statistics().contexts == sum(browser.open for browser in scene.driver.running())
+    found = scene.pool.statistics()
+    assert (found.in_use, found.waiting) == (0, 0)
+    assert found.contexts == sum(browser.open for browser in scene.driver.running())
+    assert found.contexts == sum(seat.contexts for seat in scene.pool._seats)
 
 
 @sized(1, 1)
