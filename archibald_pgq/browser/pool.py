@@ -176,7 +176,8 @@ class BrowserPool:
             except TimeoutError:
                 self._counters.saturations += 1
                 raise BrowserSaturatedError(
-                    f"no browser context was free for {user_id} within {patience:g} s: {len(self._slots.taken)} of {self.capacity} are in use"
+                    f"no browser context was free for {user_id} within {patience:g} s: "
+                    f"{len(self._slots.taken)} of {self.capacity} are in use"
                 ) from None
             try:
                 return Lease(self, await self._still_valid(user_id) or await self._open(user_id, login))
