@@ -1,4 +1,4 @@
-"""The one client of the example ERP that all handlers share: it uses the pages as a browser would.
+"""The HTTP client of the example ERP that all handlers share: it uses the pages as a browser would, without one.
 
 Owns: the cookies of every login, and the server of its own that stands in when no ERP is named. Guarantees: a login
 stays signed in from one operation to the next; where the ERP has ended its session, which shows only in the login page
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,16 +19,11 @@ from typing import TypeVar
 
 import aiohttp
 
-from .scraper import ErpError, Page
+from .desk import LOGIN, LONGEST_ANSWER, SignedOutError, Values, checked_pdf, refusal
+from .scraper import ErpError, Page, UnreachableError
 from .sessions import PASSWORD
 
-LONGEST_ANSWER = aiohttp.ClientTimeout(total=100)
-LOGIN = "/login"
 T = TypeVar("T")
-
-
-class SignedOutError(ErpError):
-    """The ERP asks to sign in, and has done nothing else."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +61,16 @@ class Erp:
         return await asyncio.shield(self._own_url)
 
     @asynccontextmanager
-    async def operation(self, login: str, name: str) -> AsyncIterator[Desk]:
+    async def operation(self, login: str, name: str) -> AsyncIterator[HttpDesk]:
         """Sign `login` in where needed and open the operation `name` in the ERP while the block lasts.
 
         Raises:
             ErpError: the ERP refuses, or cannot be reached.
         """
         jar = self._cookies.setdefault(login, aiohttp.CookieJar(unsafe=True))  # unsafe: the host is an IP address
-        async with aiohttp.ClientSession(await self.url(), cookie_jar=jar, timeout=LONGEST_ANSWER) as http:
-            desk = Desk(http, login)
+        patience = aiohttp.ClientTimeout(total=LONGEST_ANSWER)
+        async with aiohttp.ClientSession(await self.url(), cookie_jar=jar, timeout=patience) as http:
+            desk = HttpDesk(http, login)
             socket = await desk.announce(name)
             try:
                 yield desk
@@ -82,8 +78,8 @@ class Erp:
                 await socket.close()
 
 
-class Desk:
-    """One login at work: the requests of one operation, one after the other."""
+class HttpDesk:
+    """A desk whose pages are fetched over HTTP; see `Desk` for what its methods promise."""
 
     def __init__(self, http: aiohttp.ClientSession, login: str) -> None:
         """Work for `login` over `http`, which keeps its cookies."""
@@ -111,16 +107,8 @@ class Desk:
             yield page
             following = page.next
 
-    async def submit(
-        self,
-        path: str,
-        action: str,
-        values: Mapping[str, str | Sequence[str]] | None = None,
-        shown: Page | None = None,
-    ) -> Page:
+    async def submit(self, path: str, action: str, values: Values | None = None, shown: Page | None = None) -> Page:
         """Fill the form at `path` with `values`, press its button `action`, and return the page that comes of it.
-
-        `shown` is the page with the form, where it is on the screen already.
 
         Raises:
             ErpError: the ERP refuses, or the page has no such form.
@@ -142,9 +130,7 @@ class Desk:
     async def pdf(self, path: str) -> bytes:
         """Return a PDF's bytes; raises ErpError, also where the answer is no PDF."""
         answer = await self._signed_in(lambda: self._ask("GET", path))
-        if answer.content_type != "application/pdf" or not answer.content.startswith(b"%PDF-"):
-            raise ErpError(f"the ERP sent no PDF for {path}")
-        return answer.content
+        return checked_pdf(path, answer.content_type, answer.content)
 
     async def _signed_in(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Do `ask`; where the ERP shows the login page instead, sign in and do it once more."""
@@ -155,7 +141,11 @@ class Desk:
             return await ask()
 
     async def _sign_in(self) -> None:
-        """Fill the login page's form; the cookies are kept for this and later operations."""
+        """Fill the login page's form; the cookies are kept for this and later operations.
+
+        Raises:
+            LoginRefusedError: the ERP does not take the password.
+        """
         form = _page(LOGIN, await self._ask("GET", LOGIN)).form("sign-in")
         await self._ask("POST", form.action, form.filled({"login": self._login, "password": PASSWORD}))
 
@@ -166,10 +156,11 @@ class Desk:
             )
         except aiohttp.WSServerHandshakeError as error:
             if error.request_info.url.path == LOGIN:
-                raise self._signed_out() from None
-            raise ErpError(f"the ERP refused to begin {name} for {self._login} ({error.status})") from None
-        except aiohttp.ClientError as error:
-            raise ErpError(f"the ERP cannot be reached: {error}") from error
+                raise SignedOutError(self._login) from None
+            kind = UnreachableError if error.status == HTTPStatus.SERVICE_UNAVAILABLE else ErpError
+            raise kind(f"the ERP refused to begin {name} for {self._login} ({error.status})") from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UnreachableError(f"the ERP cannot be reached: {str(error) or 'it took too long'}") from error
 
     async def _ask(self, method: str, path: str, data: Sequence[tuple[str, str]] | None = None) -> Answer:
         """Send one request and follow nothing: where it leads to is the news of a posted form.
@@ -182,17 +173,15 @@ class Desk:
             async with self._http.request(method, path, data=data, allow_redirects=False) as answer:
                 content = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ErpError(f"the ERP did not answer {method} {path}: {str(error) or 'it took too long'}") from error
+            why = str(error) or "it took too long"
+            raise UnreachableError(f"the ERP did not answer {method} {path}: {why}") from error
         see = answer.headers.get("Location")
         if answer.status == HTTPStatus.FOUND and see is not None and see.partition("?")[0] == LOGIN:
-            raise self._signed_out()
+            raise SignedOutError(self._login)
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            sentence = Page(path, content.decode(errors="replace")).message or answer.reason
-            raise ErpError(f"the ERP refused {method} {path}: {sentence} ({answer.status})")
+            sentence = Page(path, content.decode(errors="replace")).message or answer.reason or "it does not say why"
+            raise refusal(method, path, answer.status, sentence)
         return Answer(content, answer.content_type, see)
-
-    def _signed_out(self) -> SignedOutError:
-        return SignedOutError(f"the ERP has ended the session of {self._login}, perhaps because of another sign-in")
 
 
 def _page(path: str, answer: Answer) -> Page:

@@ -19,6 +19,8 @@ from .visit import ACTION_FIELD, Visit, see
 
 BLANK_LINES = 3
 """Free lines below those that are filled; "Check prices" adds as many again."""
+MORE_LINES = 10
+"""The button "More lines" adds so many."""
 
 
 def new_customer(visit: Visit) -> web.Response:
@@ -65,6 +67,7 @@ class TypedOrder:
     customer: str
     lines: Sequence[tuple[str, str]]
     number: str = ""
+    reference: str = ""
     note: str = ""
 
     @classmethod
@@ -72,7 +75,8 @@ class TypedOrder:
         """Return what was posted."""
         lines = zip_longest(visit.typed_lines("article"), visit.typed_lines("quantity"), fillvalue="")
         filled = [line for line in lines if any(line)]
-        return cls(visit.typed("customer"), filled, visit.typed("number"), visit.typed("note"))
+        number, reference = visit.typed("number"), visit.typed("reference")
+        return cls(visit.typed("customer"), filled, number, reference, visit.typed("note"))
 
     def read_number(self) -> int | None:
         """Return the number, None if it was left free, or raise RefusedError."""
@@ -96,13 +100,16 @@ def new_order(visit: Visit) -> web.Response:
 def add_order(visit: Visit) -> web.Response:
     """Create an order, or only say what it would cost."""
     typed = TypedOrder.of(visit)
+    if visit.typed(ACTION_FIELD) == "more":
+        return _order_form(visit, None, typed)
     try:
         number, lines = typed.read_number(), typed.read_lines()
         if visit.typed(ACTION_FIELD) != "save":
             return _order_form(visit, None, typed, lines)
-        order = visit.books.add_order(number, typed.customer, lines, typed.note)
+        order = visit.books.add_order(number, typed.customer, lines, typed.note, typed.reference)
     except (MissingError, RefusedError) as error:
         return _order_form(visit, None, typed, error=str(error))
+    visit.placed.append(typed.reference)
     return see(f"/orders/{order['number']}")
 
 
@@ -116,6 +123,8 @@ def edit_order(visit: Visit) -> web.Response:
 def change_order(visit: Visit) -> web.Response:
     """Save an order, or only say what it would cost."""
     order, typed = visit.books.open_order(visit.order_number), TypedOrder.of(visit)
+    if visit.typed(ACTION_FIELD) == "more":
+        return _order_form(visit, order, typed)
     try:
         lines = typed.read_lines()
     except RefusedError as error:
@@ -132,12 +141,15 @@ def _order_form(
     """Show the form; `lines` are those whose prices are known, in the order of the typed ones."""
     prices = [str(line["euro"]) for line in lines] + [""] * (len(typed.lines) - len(lines))
     rows = [(*line, price) for line, price in zip(typed.lines, prices, strict=True)]
+    blank = BLANK_LINES
+    if visit.typed(ACTION_FIELD) == "more":
+        blank = len(visit.typed_lines("article")) + MORE_LINES - len(rows)
     return visit.show(
         "order_form.html",
         HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK,
         order=order,
         typed=typed,
-        rows=rows + [("", "", "")] * BLANK_LINES,
+        rows=rows + [("", "", "")] * blank,
         euro=sum(line["euro"] for line in lines) if lines else None,
         error=error,
         customers=visit.books.customers.values(),

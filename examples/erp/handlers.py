@@ -6,7 +6,10 @@ queue's promise.
 
 What may stand in `data`, all of it optional unless marked (!):
 `order` a number (! but for submit-order), `customer` a code such as "C-001", `lines` a list of {"article", "quantity"},
-`name`, `note`, `number` (!) of a DDT or invoice.
+`name`, `note`, `number` (!) of a DDT or invoice, `reference` a text by which the agent finds the order again (the
+order's number, if that is given and this is not).
+
+The handlers work at a `Desk`, which is the HTTP client's or a browser's; they are the same for both.
 """
 
 from __future__ import annotations
@@ -14,12 +17,16 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archibald_pgq import Archibald, JobContext
 
-from .client import Desk, Erp
+from .client import Erp
+from .desk import Desk
 from .scraper import ErpError, Page
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page as BrowserPage
 
 Data = dict[str, Any]
 
@@ -28,6 +35,19 @@ erp = Erp()
 
 USUAL_CUSTOMER = "C-001"
 USUAL_LINES = [{"article": "A-001", "quantity": 1}]
+
+
+async def login(user_id: str, page: BrowserPage) -> None:
+    """Sign an agent in, in a browser; for a pool of browsers, whenever it has opened a context for the agent.
+
+    Raises:
+        LoginRefusedError: the ERP does not take the agent's password.
+        ErpError: the ERP refuses otherwise, or cannot be reached.
+    """
+    from .browser import sign_in  # needs Playwright, which the handlers over HTTP do without
+    from .tab import Tab
+
+    await sign_in(Tab(page, await erp.url(), user_id))
 
 
 @asynccontextmanager
@@ -79,7 +99,12 @@ def _lines(lines: object) -> dict[str, list[str]]:
 async def submit_order(ctx: JobContext, data: Data) -> Data:
     """Look up the customer, check the lines, place the order."""
     number = "" if data.get("order") is None else str(data["order"])
-    typed = {"number": number, "customer": _customer(data), **_lines(data.get("lines", USUAL_LINES))}
+    typed = {
+        "number": number,
+        "reference": _text(data, "reference") or number,
+        "customer": _customer(data),
+        **_lines(data.get("lines", USUAL_LINES)),
+    }
     async with _at_work(ctx) as desk:
         await desk.open(f"/customers/{typed['customer']}")
         await ctx.progress(20, "customer found")

@@ -6,6 +6,9 @@ its block ends, however it ends. Must not: wait, or know what a request does.
 Two things are counted apart. A *request* is one HTTP request. An *operation* is all that a job does between its first
 and its last request; it lasts as long as the connection that announces it, so that a killed worker's operation ends
 with the worker.
+
+The orders are counted, too, by the reference that their agent gave them. It is no key of the ERP: a reference that
+counts twice is an order that was placed twice, also when one of the two was deleted since.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ class Ledger:
         self.most_logins_at_once = 0
         self.most_requests_per_login = 0
         self.most_operations_per_login = 0
+        self.orders: Counter[tuple[str, str]] = Counter()
+        """How many orders were placed, by login and reference; the reference is empty where none was given."""
         self._requests_now: Counter[str] = Counter()
         self._operations_now: Counter[str] = Counter()
 
@@ -75,12 +80,20 @@ class Ledger:
         finally:
             _count_out(now, login)
 
+    def place(self, login: str, reference: str) -> None:
+        """Count an order that was saved just now."""
+        self.orders[login, reference] += 1
+
     def _note_logins(self) -> None:
         active = len(self._requests_now.keys() | self._operations_now.keys())
         self.most_logins_at_once = max(self.most_logins_at_once, active)
 
     def stats(self) -> dict[str, int]:
-        """Return the numbers; `simultaneous` is all that was refused because the login did something else."""
+        """Return the numbers.
+
+        `simultaneous` is all that was refused because the login did something else; `orders_twice` counts each order
+        whose reference its login had used before.
+        """
         return {
             "simultaneous": self.refused_requests + self.refused_operations,
             "refused_requests": self.refused_requests,
@@ -90,6 +103,8 @@ class Ledger:
             "requests": self.requests,
             "operations": self.operations,
             "logins": self.logins,
+            "orders": self.orders.total(),
+            "orders_twice": sum(count - 1 for (_, reference), count in self.orders.items() if reference),
         }
 
 

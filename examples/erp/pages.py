@@ -5,8 +5,9 @@ Guarantees: a page changes nothing. Must not: wait, or handle a posted form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -23,6 +24,11 @@ class Cell(NamedTuple):
 
     text: object
     link: str = ""
+
+
+def operation(visit: Visit) -> web.Response:
+    """Show a page that keeps an operation open as long as it is on the screen; its script does so by the WebSocket."""
+    return visit.show("operation.html", name=visit.request.query.get("name", "an operation"))
 
 
 def menu(visit: Visit) -> web.Response:
@@ -47,23 +53,26 @@ def customer(visit: Visit) -> web.Response:
 
 
 def orders(visit: Visit) -> web.Response:
-    """Show a page of the orders; after one was deleted it says so."""
+    """Show a page of the orders, perhaps only of those with a reference; after one was deleted it says so."""
 
     def row(order: Document) -> Iterable[Cell]:
         number, customer = order["number"], order["customer"]
         yield Cell(number, f"/orders/{number}")
         yield Cell(customer, f"/customers/{customer}")
-        yield from (Cell(order["state"]), Cell(_euro(order)))
+        yield from (Cell(order["state"]), Cell(order["reference"]), Cell(_euro(order)))
 
+    reference = visit.request.query.get("reference", "").strip()
+    found = [order for order in visit.books.orders.values() if reference in ("", order["reference"])]
     deleted = visit.request.query.get("deleted", "")
     gone = deleted.isdigit() and deleted not in map(str, visit.books.orders)
     return _grid(
         visit,
         "Orders",
-        ["Number", "Customer", "State", "Euro"],
-        list(visit.books.orders.values()),
+        ["Number", "Customer", "State", "Reference", "Euro"],
+        found,
         row,
         new=Cell("New order", "/orders/new"),
+        searched={"reference": reference},
         notice=f"Order {deleted} was deleted." if gone else "",
     )
 
@@ -136,9 +145,12 @@ def _grid(
     row: Callable[[Document], Iterable[Cell]],
     *,
     new: Cell | None = None,
+    searched: Mapping[str, str] | None = None,
     notice: str = "",
 ) -> web.Response:
+    """Show a page of the documents; `searched` are the fields of the search above it, and what was looked for."""
     shown = page_of(documents, visit.page_number)
+    query = urlencode({name: text for name, text in (searched or {}).items() if text})
     return visit.show(
         "grid.html",
         title=title,
@@ -148,6 +160,8 @@ def _grid(
         page=shown.page,
         pages=shown.pages,
         path=visit.request.path,
+        page_path=f"{visit.request.path}?{query}{'&' if query else ''}page=",
+        searched=searched or {},
         new=new,
         notice=notice,
     )

@@ -80,19 +80,21 @@ class Books:
         orders: by number; those from 1001 on were there from the start.
         ddt: delivery notes by number, such as "D-2001".
         invoices: by number, such as "I-3001".
+        unique_numbers: an order's number may not be typed again; else the second order gets the next free one.
     """
 
     customers: dict[str, Document] = field(default_factory=dict)
     orders: dict[int, Document] = field(default_factory=dict)
     ddt: dict[str, Document] = field(default_factory=dict)
     invoices: dict[str, Document] = field(default_factory=dict)
+    unique_numbers: bool = True
 
     @classmethod
-    def of(cls, login: str) -> Books:
+    def of(cls, login: str, *, unique_numbers: bool = True) -> Books:
         """Return the documents that `login` has when the ERP starts."""
         # crc32, because Python's hash of a text differs from process to process.
         draw = random.Random(zlib.crc32(login.encode()))  # noqa: S311  # data of an example, no secret
-        books = cls()
+        books = cls(unique_numbers=unique_numbers)
         for number in range(1, 41):
             code = f"C-{number:03}"
             name = f"Studio {draw.choice('ABCDEFGHILMNOPRSTUVZ')}{number}"
@@ -127,19 +129,21 @@ class Books:
             raise MissingError(f"there is no order {number}")
         return self.orders[number]
 
-    def add_order(self, number: int | None, customer: str, lines: Sequence[Line], note: str = "") -> Document:
-        """Create an order; without a number it gets the next one.
+    def add_order(
+        self, number: int | None, customer: str, lines: Sequence[Line], note: str = "", reference: str = ""
+    ) -> Document:
+        """Create an order; without a number it gets the next one. A second one with the same reference is another order.
 
         Raises:
             MissingError: the customer does not exist.
             RefusedError: the number is taken.
         """
-        if number is None:
-            number = max(self.orders, default=0) + 1
-        if number in self.orders:
+        if number in self.orders and self.unique_numbers:
             raise RefusedError(f"order {number} exists already")
+        if number is None or number in self.orders:
+            number = max(self.orders, default=0) + 1
         order = {"number": number, "customer": self.customer(customer)["code"], "state": "open", "note": note}
-        self.orders[number] = {**order, "lines": list(lines)}
+        self.orders[number] = {**order, "reference": reference, "lines": list(lines)}
         return self.orders[number]
 
     def open_order(self, number: int) -> Document:

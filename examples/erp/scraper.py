@@ -7,7 +7,7 @@ sentence. Must not: speak HTTP.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,14 @@ from bs4.filter import SoupStrainer
 
 class ErpError(Exception):
     """The ERP refused something or cannot be reached; the text is one sentence."""
+
+
+class LoginRefusedError(ErpError):
+    """The ERP does not take the login's password; trying again does not help."""
+
+
+class UnreachableError(ErpError):
+    """The ERP cannot be reached, does not answer, or says that it is out of order; later it may be otherwise."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +40,15 @@ class Form:
         Raises:
             ErpError: the form has no such field.
         """
-        if missing := values.keys() - self.fields.keys():
-            raise ErpError(f"the form for {self.action} has no field {', '.join(sorted(missing))}")
+        self.check(values)
         typed = {name: [value] if isinstance(value, str) else value for name, value in values.items()}
         return [(name, text) for name, texts in {**self.fields, **typed}.items() for text in texts]
+
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise ErpError if the form lacks a field of those names."""
+        if missing := set(names) - self.fields.keys():
+            raise ErpError(f"the form for {self.action} has no field {', '.join(sorted(missing))}")
 
 
 class Page:

@@ -1,5 +1,7 @@
 """The example ERP as a process: `python -m archibald_pgq.examples.erp.server --port 0 --speed 1`.
 
+`--faults` and `--repeatable-numbers` are for tests of what uses it.
+
 Guarantees: the first line of stdout is the URL; SIGTERM and SIGINT end it with 0; a bad argument or a taken port is one
 sentence and exit 2.
 """
@@ -36,7 +38,7 @@ def speed_from(text: str) -> float:
     return speed
 
 
-async def serve(port: int, speed: float) -> None:
+async def serve(port: int, site: Site) -> None:
     """Print the URL and serve until SIGTERM or SIGINT.
 
     Raises:
@@ -46,7 +48,7 @@ async def serve(port: int, speed: float) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    async with serving(Site(speed), port) as url:
+    async with serving(site, port) as url:
         print(url, flush=True)
         await end.wait()
 
@@ -56,9 +58,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="archibald_pgq.examples.erp.server", description="The example ERP.")
     parser.add_argument("--port", type=_port, default=0, help="0 takes a free one (default)")
     parser.add_argument("--speed", type=speed_from, default=1.0, help="2 halves the delays; default 1")
+    parser.add_argument("--faults", action="store_true", help="let POST /admin/faults make it go wrong")
+    parser.add_argument(
+        "--repeatable-numbers", action="store_true", help="an order whose number is taken gets the next one"
+    )
     given = parser.parse_args()
+    site = Site(given.speed, unique_numbers=not given.repeatable_numbers, faults_by_post=given.faults)
     try:
-        asyncio.run(serve(given.port, given.speed))
+        asyncio.run(serve(given.port, site))
     except OSError as error:
         print(f"the example ERP cannot listen on port {given.port}: {os.strerror(error.errno or 0)}", file=sys.stderr)
         return 2

@@ -2,7 +2,7 @@
 
 Owns: the routes. Guarantees: a second simultaneous request or operation of a login gets 409 and is counted (`/stats`);
 who is not signed in, or no longer, is sent to the login page and nothing was done; every refusal is a page with one
-sentence. Must not: know anything of a queue.
+sentence; what `faults` says is wrong is wrong from the next request on. Must not: know anything of a queue.
 
 | status | meaning |
 |---|---|
@@ -12,6 +12,7 @@ sentence. Must not: know anything of a queue.
 | 404 | no such page or document |
 | 409 | this login does something else at this moment |
 | 422 | the ERP refuses what was asked; a form is shown again with the reason |
+| 503 | the ERP is out of order, see `faults.py` |
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from . import forms, pages
+from . import admin, forms, pages
+from .faults import SILENT, Faults
 from .ledger import BusyError, Ledger
 from .records import Books, MissingError, RefusedError
 from .sessions import PASSWORD, SESSION_COOKIE, Session, Sessions, name, new_key
@@ -37,21 +39,38 @@ Page = Callable[[Visit], web.Response]
 _REFUSALS = (MissingError, BusyError, RefusedError, web.HTTPError)
 _STATUS = {MissingError: 404, BusyError: 409, RefusedError: 422}
 _SENTENCES = {404: "there is no such page", 405: "that cannot be done with this page", 413: "that is too long"}
+_NEVER_DOWN = {"/stats", admin.PATH}
 
 
 class Site:
-    """The ERP's state and its pages; `application()` is what serves them."""
+    """The ERP's state and its pages; `application()` is what serves them.
+
+    Attributes:
+        ledger: who does what, and the orders that were placed.
+        sessions: who is signed in.
+        books: the documents by login.
+        faults: what is wrong with it; may be replaced at any time.
+    """
 
     def __init__(
         self,
         speed: float = 1.0,
         *,
+        unique_numbers: bool = True,
+        faults_by_post: bool = False,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open an ERP whose delays are divided by `speed`; `pause` waits seconds, `clock` returns them."""
+        """Open an ERP whose delays are divided by `speed`; `pause` waits seconds, `clock` returns them.
+
+        `unique_numbers`: an order's number that is taken is refused, else the order gets the next free one.
+        `faults_by_post`: `POST /admin/faults` replaces `faults`.
+        """
         self.ledger = Ledger()
         self.sessions = Sessions(clock)
+        self.faults = Faults()
+        self._unique_numbers = unique_numbers
+        self._faults_by_post = faults_by_post
         self._speed = speed
         self._pause = pause
         # Seeded, so that two runs are alike.
@@ -61,6 +80,8 @@ class Site:
     def application(self) -> web.Application:
         """Return the routes with their typical delays in seconds at speed 1."""
         application = web.Application(middlewares=[self._refusals_as_pages])
+        if self._faults_by_post:
+            application.add_routes([admin.route(self._switch)])
         order = r"/orders/{number:[1-9][0-9]{0,8}}"
         application.add_routes(
             [
@@ -106,13 +127,25 @@ class Site:
                     await self._slowly(seconds)
                     # In one go from here on: a client that goes away leaves nothing half done.
                     token = self.sessions.token(session.key)
-                    answer = page(Visit(request, session.login, self.books[session.login], token, fields))
+                    visit = Visit(request, session.login, self.books[session.login], token, fields)
+                    answer = page(visit)
+                    for reference in visit.placed:
+                        await self._saved(request, session.login, reference)
             except _REFUSALS as error:
                 answer = self._refusal(error, session)
             self.sessions.prolong(session, answer)
             return answer
 
         return serve
+
+    async def _saved(self, request: web.Request, login: str, reference: str) -> None:
+        """Count an order that stands in the books now; what befalls the answer does not change that."""
+        self.ledger.place(login, reference)
+        fault = self.faults.of_saved(login, reference)
+        if fault.seconds:
+            await self._pause(fault.seconds)
+        if fault.lost:
+            _hang_up(request)
 
     async def _slowly(self, seconds: float) -> None:
         await self._pause(seconds * self._draw.uniform(0.7, 1.3) / self._speed)
@@ -145,20 +178,23 @@ class Site:
         key = request.cookies.get(SESSION_COOKIE, "")
         fields = await self._posted(request, key)
         login, password, back = (fields.get(field, [""])[0] for field in ("login", "password", "ReturnUrl"))
-        if not login or password != PASSWORD:
+        if not login or password != PASSWORD or login in self.faults.refused:
             return self._show_login(key, back, login, "the login or its password is wrong")
         with self.ledger.request(login):
             await self._slowly(0.4)
             self.ledger.logins += 1
-            self.books.setdefault(login, Books.of(login))
+            if login not in self.books:
+                self.books[login] = Books.of(login, unique_numbers=self._unique_numbers)
             answer = see(_inside(back))
             self.sessions.prolong(self.sessions.begin(login), answer)
         return answer
 
-    # --- what no browser asks for ---
+    # --- operations, and what no browser asks for ---
 
     async def _operation(self, request: web.Request) -> web.StreamResponse:
         """Keep an operation open as long as this WebSocket is; the other side closes it, or dies."""
+        if "Upgrade" not in request.headers:  # a browser asks for the page that opens the WebSocket
+            return await self._page(0.0, pages.operation)(request)
         session = self.sessions.of(request)
         if session is None:
             return _to_login(request)
@@ -173,6 +209,9 @@ class Site:
 
     async def _stats(self, request: web.Request) -> web.Response:
         return web.json_response(self.ledger.stats())
+
+    def _switch(self, faults: Faults) -> None:
+        self.faults = faults
 
     # --- refusals ---
 
@@ -192,8 +231,12 @@ class Site:
     async def _refusals_as_pages(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Do so outside of the pages, too: for a wrong address, at the sign-in, for an operation."""
+        """Do so outside of the pages, too: for a wrong address, at the sign-in, for an operation, and while it is down."""
         try:
+            if self.faults.down and request.path not in _NEVER_DOWN:
+                if self.faults.down == SILENT:
+                    _hang_up(request)
+                raise web.HTTPServiceUnavailable(text="the ERP is out of order")
             return await handler(request)
         except _REFUSALS as error:
             return self._refusal(error, self.sessions.of(request))
@@ -203,6 +246,12 @@ def _to_login(request: web.Request) -> web.Response:
     """Return what somebody gets who is not signed in. A form that was posted is lost; its page is where they return."""
     to = f"/login?ReturnUrl={quote(request.path_qs, safe='/')}"
     return web.Response(status=HTTPStatus.FOUND, headers={"Location": to})
+
+
+def _hang_up(request: web.Request) -> None:
+    """Close the connection at once; whatever is answered then goes nowhere."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _inside(back: str) -> str:

@@ -7,7 +7,7 @@ token would be of no use. Must not: know a route.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Visit:
         books: the documents of that login.
         token: for the forms on the page.
         fields: what a posted form holds; a name may occur several times.
+        placed: the references of the orders that this request has placed.
     """
 
     request: web.Request
@@ -59,6 +60,7 @@ class Visit:
     books: Books
     token: str
     fields: Mapping[str, Sequence[str]]
+    placed: list[str] = field(default_factory=list)
 
     @property
     def page_number(self) -> int:
