@@ -105,8 +105,10 @@ class BrowserDesk:
 
     async def _follow(self, page: Page, following: str) -> Page:
         if page is self._tab.shown:
-            with suppress(SignedOutError):
+            try:
                 return await self._tab.follow('#pager a[rel="next"]')
+            except SignedOutError:
+                await sign_in(self._tab)
         return await self.open(following)
 
     async def submit(self, path: str, action: str, values: Values | None = None, shown: Page | None = None) -> Page:

@@ -81,6 +81,7 @@ class Tab:
         assert self.shown is not None  # noqa: S101  # who presses a button has looked at it
         to = self._url + self.shown.form(action).action
         leads: list[str] = []
+        lost: list[Error] = []
 
         async def once(route: Route) -> None:
             try:
@@ -88,7 +89,7 @@ class Tab:
                 leads.append(urljoin(self._url, answer.headers.get("location", to)).removeprefix(self._url))
                 await route.fulfill(response=answer)
             except Error as error:
-                leads.append(_why(error))
+                lost.append(error)
                 with suppress(Error):
                     await route.abort("connectionfailed")
 
@@ -96,6 +97,9 @@ class Tab:
         what = f"POST {to.removeprefix(self._url)}"
         try:
             return await self._act(what, self.page.locator(f'form button[value="{action}"]').click)
+        except UnreachableError as error:
+            # The browser knows only that it was told so.
+            raise (self._unanswered(what, lost[0]) if lost else error) from None
         except SignedOutError:
             if leads[0].partition("?")[0] == LOGIN:
                 raise
@@ -144,11 +148,11 @@ class Tab:
         except Error as error:
             if self.page.is_closed():
                 raise
-            raise UnreachableError(f"the ERP did not answer {what}: {_why(error)}") from error
+            raise self._unanswered(what, error) from error
 
-
-def _why(error: Error) -> str:
-    if isinstance(error, TookTooLongError):
-        return "it took too long"
-    code = re.search(r"net::(ERR_\w+)", error.message)
-    return code[1] if code else error.message.partition("\n")[0]
+    def _unanswered(self, what: str, error: Error) -> UnreachableError:
+        code = re.search(r"net::(ERR_\w+)", error.message)
+        why = code[1] if code else error.message.partition("\n")[0]
+        if isinstance(error, TookTooLongError):
+            why = "it took too long"
+        return UnreachableError(f"the ERP did not answer {what}: {why}")

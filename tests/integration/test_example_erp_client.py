@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -20,11 +20,9 @@ from archibald_pgq.examples.erp.scraper import ErpError
 from archibald_pgq.examples.erp.sessions import SESSION_SECONDS
 from archibald_pgq.examples.erp.site import Site, serving
 
-from archibald_pgq import JobContext
-from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import CATALOGUE
-from archibald_pgq.store.request import Request
 from tests.erp import FAST
+from tests.erp_work import DATA, RESULT, Disturbed, context, handler_of
 
 SERVER = (sys.executable, "-m", "archibald_pgq.examples.erp.server")
 
@@ -138,53 +136,6 @@ def test_every_kind_of_the_catalogue_has_a_handler() -> None:
     assert app.kinds == sorted(CATALOGUE)
 
 
-def handler_of(kind: str) -> Callable[[JobContext, dict[str, Any]], Awaitable[Any]]:
-    handler: Callable[[JobContext, dict[str, Any]], Awaitable[Any]] = getattr(handlers, kind.replace("-", "_"))
-    return handler
-
-
-def context(kind: str, reached: Any = None) -> JobContext:
-    policy = CATALOGUE[kind]
-    job = ClaimedJob(
-        lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=policy, saved_state=reached,
-    )  # fmt: skip
-
-    async def ask(request: Request[Any]) -> None:
-        """Progress and states need no database here."""
-
-    return JobContext(job, 1, ask)
-
-
-DATA: dict[str, dict[str, Any]] = {
-    "create-customer": {"name": "Studio Rossi"},
-    "send-to-verona": {"order": 1001},
-    "edit-order": {"order": 1002, "note": "call first"},
-    "delete-order": {"order": 1003},
-    "download-ddt-pdf": {"number": "D-2001"},
-    "download-invoice-pdf": {"number": "I-3001"},
-    "sync-order-articles": {"order": 1004},
-}
-
-
-RESULT: dict[str, dict[str, Any]] = {
-    "submit-order": {"order": 1051, "euro": 5},
-    "create-customer": {"customer": "C-041"},
-    "update-customer": {"customer": "C-001"},
-    "send-to-verona": {"order": 1001, "state": "sent"},
-    "edit-order": {"order": 1002},
-    "delete-order": {"order": 1003},
-    "download-ddt-pdf": {"number": "D-2001"},
-    "download-invoice-pdf": {"number": "I-3001"},
-    "sync-order-articles": {"order": 1004, "articles": 3},
-    "sync-customers": {"customers": 40},
-    "sync-orders": {"orders": 50},
-    "sync-ddt": {"ddt": 30},
-    "sync-invoices": {"invoices": 30},
-    "sync-products": {"products": 80},
-    "sync-prices": {"prices": 80},
-}
-
-
 # --- the handlers ---
 
 
@@ -231,26 +182,6 @@ async def test_a_sync_that_is_stopped_between_two_pages_goes_on_where_it_stopped
     assert await handler_of(kind)(context(kind, stopped.state), {}) == calm
     # the same pages, each read once; only the first run had to sign in
     assert site.ledger.stats()["requests"] - requests == requests - 1
-
-
-class Disturbed:
-    """Stands in for the ERP's delays: counts the requests, and ends alice's session during some of them."""
-
-    def __init__(self, lose: Callable[[int], bool]) -> None:
-        self.lose = lose
-        self.requests = 0
-        self.site = Site(pause=self)
-
-    async def __call__(self, seconds: float) -> None:
-        self.requests += 1
-        if self.lose(self.requests):
-            self.site.sessions.end("alice")
-
-    async def do(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-        """Do the operation; the result, or what the handler raised."""
-        async with serving(self.site) as url:
-            monkeypatch.setattr(handlers, "erp", Erp(url))
-            return await handler_of(kind)(context(kind), DATA.get(kind, {}))
 
 
 @pytest.mark.parametrize("kind", sorted(CATALOGUE))
