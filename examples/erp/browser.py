@@ -19,7 +19,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 from urllib.parse import quote
 
-from playwright.async_api import Error, Page as BrowserPage
+from playwright.async_api import Error
+from playwright.async_api import Page as BrowserPage
 
 from .desk import LOGIN, LONGEST_ANSWER, SignedOutError, Values, checked_pdf
 from .scraper import ErpError, Page

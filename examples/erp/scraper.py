@@ -44,7 +44,6 @@ class Form:
         typed = {name: [value] if isinstance(value, str) else value for name, value in values.items()}
         return [(name, text) for name, texts in {**self.fields, **typed}.items() for text in texts]
 
-
     def check(self, names: Iterable[str]) -> None:
         """Raise ErpError if the form lacks a field of those names."""
         if missing := set(names) - self.fields.keys():

@@ -23,8 +23,9 @@ from http import HTTPStatus
 from itertools import zip_longest
 from urllib.parse import urljoin
 
-from playwright.async_api import Error, Response, Route, TimeoutError as TookTooLongError
+from playwright.async_api import Error, Response, Route
 from playwright.async_api import Page as BrowserPage
+from playwright.async_api import TimeoutError as TookTooLongError
 
 from .desk import LOGIN, LONGEST_ANSWER, SignedOutError, Values, refusal
 from .scraper import ErpError, Page, UnreachableError

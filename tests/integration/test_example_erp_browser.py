@@ -25,7 +25,7 @@ from archibald_pgq.examples.erp.site import Site, serving
 
 from archibald_pgq.domain.operations import CATALOGUE
 from tests.erp import FAST, Gate
-from tests.erp_work import DATA, RESULT, Disturbed, context, handler_of
+from tests.erp_work import DATA, RESULT, Disturbed, context
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, Page
@@ -245,7 +245,7 @@ async def test_an_erp_that_is_not_there_is_one_sentence(
 ) -> None:
     address = f"http://127.0.0.1:{unused_tcp_port}"
     monkeypatch.setattr(handlers, "erp", BrowserErp(page, address))
-    with pytest.raises(UnreachableError, match="did not answer GET /login: ERR_CONNECTION_REFUSED$"):
+    with pytest.raises(UnreachableError, match=r"did not answer GET /login: ERR_CONNECTION_REFUSED$"):
         await handlers.login("alice", page)
     with pytest.raises(UnreachableError, match=r"did not answer GET /operation\?name=job%201: ERR_CONNECTION_REFUSED$"):
         async with desk_in(page, address):
