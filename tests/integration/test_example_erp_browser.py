@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class BrowserErp:
         return desk_in(self.page, self.address, name)
 
 
-class WatchedLedger(Ledger):
+class WatchedLedger(Ledger):  # type: ignore[misc]  # mypy does not see the example's types here
     """Tells when an operation was counted out."""
 
     def __init__(self) -> None:
@@ -400,6 +401,40 @@ async def test_the_operation_is_over_in_the_erp_when_the_browser_is_killed(url: 
             # The browser's end is not one of the ERP's errors.
             with pytest.raises(Error, match="closed"):
                 await desk.open("/customers")
+
+
+WORKER = """
+import asyncio, sys
+from playwright.async_api import async_playwright
+from archibald_pgq.examples.erp.browser import desk_in
+
+async def work():
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox"])
+        async with desk_in(await browser.new_page(), "alice", sys.argv[2], "job 1"):
+            print("at work", flush=True)
+            await asyncio.Event().wait()
+
+asyncio.run(work())
+"""
+
+
+async def test_the_operation_is_over_in_the_erp_when_the_worker_is_killed(url: str, site: Site) -> None:
+    ledger = site.ledger = WatchedLedger()
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WORKER, str(CHROMIUM), url), stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    assert await worker.stdout.readline() == b"at work\n"
+    left = psutil.Process(worker.pid).children(recursive=True)
+    try:
+        worker.kill()
+        await worker.wait()
+        assert await ledger.over.get() == "job 1"
+    finally:
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def chromiums() -> set[psutil.Process]:
