@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from itertools import zip_longest
 from urllib.parse import urljoin
@@ -50,9 +51,17 @@ class Tab:
         self.patience = patience * 1000
         self.shown: Page | None = None
         self._url = url
+        self._settled = True
 
     async def goto(self, path: str) -> Page:
         """Go to a page by its address."""
+        while not self._settled:
+            # The browser's own page about a failure may still be on its way, and would interrupt the way to another.
+            with suppress(Error):
+                await self.page.goto("about:blank")
+                self._settled = True
+            if self.page.is_closed():
+                break
         with self._in_words(f"GET {path}"):
             return await self._show(await self.page.goto(self._url + path, timeout=self.patience), path == LOGIN)
 
@@ -81,6 +90,7 @@ class Tab:
         """
         assert self.shown is not None  # noqa: S101  # who presses a button has looked at it
         to = self._url + self.shown.form(action).action
+        what = f"POST {to.removeprefix(self._url)}"
         leads: list[str] = []
         lost: list[Error] = []
 
@@ -91,17 +101,19 @@ class Tab:
                 await route.fulfill(response=answer)
             except Error as error:
                 lost.append(error)
-                with suppress(Error):
-                    await route.abort("connectionfailed")
+                with suppress(Error):  # the browser may be gone
+                    await route.fulfill(status=HTTPStatus.BAD_GATEWAY, body="no answer")
 
         await self.page.route(lambda url: url == to, once, times=1)
-        what = f"POST {to.removeprefix(self._url)}"
+        button = self.page.locator(f'form button[value="{action}"]')
         try:
-            return await self._act(what, self.page.locator(f'form button[value="{action}"]').click)
-        except UnreachableError as error:
-            # The browser knows only that it was told so.
-            raise (self._unanswered(what, lost[0]) if lost else error) from None
-        except SignedOutError:
+            # By the keyboard: a field's list of proposals keeps Chromium from a click of the mouse for seconds.
+            return await self._act(what, partial(button.press, "Enter"))
+        except ErpError as error:
+            if lost:  # the browser was only told so
+                raise self._unanswered(what, lost[0]) from None
+            if not isinstance(error, SignedOutError):
+                raise
             if leads[0].partition("?")[0] == LOGIN:
                 raise
             raise DoneError(self.login, leads[0]) from None
@@ -152,6 +164,7 @@ class Tab:
             raise self._unanswered(what, error) from error
 
     def _unanswered(self, what: str, error: Error) -> UnreachableError:
+        self._settled = False
         code = re.search(r"net::(ERR_\w+)", error.message)
         why = code[1] if code else error.message.partition("\n")[0]
         if isinstance(error, TookTooLongError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -219,7 +218,7 @@ async def test_a_login_in_the_browser_leaves_asp_net_cookies_and_is_good_for_the
 
 
 async def test_a_password_that_the_erp_refuses_is_told_from_an_erp_that_is_down(
-    page: Page, url: str, site: Site, monkeypatch: pytest.MonkeyPatch
+    page: Page, window: BrowserContext, url: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handlers, "erp", BrowserErp(page, url))
     site.faults = Faults(refused=frozenset({"alice"}))
@@ -238,7 +237,7 @@ async def test_a_password_that_the_erp_refuses_is_told_from_an_erp_that_is_down(
     with pytest.raises(UnreachableError, match="did not answer GET /login: ERR_EMPTY_RESPONSE"):
         await handlers.login("alice", page)
     site.faults = Faults()
-    await handlers.login("alice", page)
+    await handlers.login("alice", await window.new_page())
 
 
 async def test_an_erp_that_is_not_there_is_one_sentence(
@@ -393,8 +392,8 @@ async def test_the_operation_is_over_in_the_erp_when_the_browser_is_killed(url: 
     ledger = site.ledger = WatchedLedger()
     before = chromiums()
     async with launched() as browser:
-        page = await browser.new_page()
-        async with desk_in(page, url, "job 1") as desk:
+        context = await browser.new_context()
+        async with desk_in(await context.new_page(), url, "job 1") as desk:
             for process in chromiums() - before:
                 process.kill()
             assert await ledger.over.get() == "job 1"
@@ -411,7 +410,8 @@ from archibald_pgq.examples.erp.browser import desk_in
 async def work():
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox"])
-        async with desk_in(await browser.new_page(), "alice", sys.argv[2], "job 1"):
+        context = await browser.new_context()
+        async with desk_in(await context.new_page(), "alice", sys.argv[2], "job 1"):
             print("at work", flush=True)
             await asyncio.Event().wait()
 
@@ -441,7 +441,8 @@ def chromiums() -> set[psutil.Process]:
     """The browsers that this process has started, without their own children."""
     found = set()
     for process in psutil.Process().children(recursive=True):
-        line = " ".join(process.cmdline())
-        if re.search(r"--user-data-dir=", line) and "--type=" not in line:
-            found.add(process)
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            line = " ".join(process.cmdline())
+            if "--user-data-dir=" in line and "--type=" not in line:
+                found.add(process)
     return found
