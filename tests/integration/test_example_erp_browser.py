@@ -174,9 +174,8 @@ async def test_wherever_the_session_is_lost_the_operation_is_done_completely_and
     calm = Disturbed(lambda _: False)
     wanted = await calm.do(kind, monkeypatch, erp, data)
 
-    # The first two requests are the sign-in and the menu to which it leads. Each ERP is on a port of its own, but a
-    # browser's cookies are for all ports of a host, so that each one has to ask for a sign-in.
-    for number in range(3, calm.requests):
+    # The first three requests are the sign-in, the menu to which it leads, and the announcement that asked for it.
+    for number in range(4, calm.requests):
         disturbed = Disturbed(lambda request, lost=number: request == lost)  # type: ignore[misc]
 
         assert await disturbed.do(kind, monkeypatch, erp, data) == wanted
@@ -184,6 +183,20 @@ async def test_wherever_the_session_is_lost_the_operation_is_done_completely_and
         assert disturbed.site.ledger.orders == calm.site.ledger.orders
         assert disturbed.site.ledger.stats()["logins"] == 2
         assert disturbed.site.ledger.stats()["simultaneous"] == 0
+
+
+async def test_a_session_that_is_lost_while_the_operation_is_announced_is_renewed(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Disturbed(lambda request: request == 3).site
+    async with serving(site) as url:
+        monkeypatch.setattr(handlers, "erp", BrowserErp(page, url))
+        await handlers.login("alice", page)  # two requests
+        async with desk_in(page, url) as desk:
+            assert (await desk.open("/customers")).position == (1, 4)
+
+    numbers = site.ledger.stats()
+    assert (numbers["logins"], numbers["operations"], numbers["simultaneous"]) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["submit-order", "delete-order"])

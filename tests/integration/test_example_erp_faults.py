@@ -106,7 +106,7 @@ async def test_orders_are_found_by_their_reference_page_by_page(url: str, site: 
     async with Erp(url).operation("alice", "job 1") as desk:
         for _ in range(11):
             placed = await desk.submit("/orders/new", "save", {**ORDER, "reference": reference})
-        assert placed.text("reference") == reference
+            assert placed.text("reference") == reference
         assert await find_order(desk, reference) == 1051
         first = await desk.open(f"/orders?{urlencode({'reference': reference})}")
         assert first.next is not None
@@ -118,7 +118,12 @@ async def test_orders_are_found_by_their_reference_page_by_page(url: str, site: 
 
 async def test_more_lines_changes_nothing_and_keeps_what_was_typed(url: str, site: Site) -> None:
     async with signed_in(url, "alice") as http:
-        new = {**ORDER, "number": "no number", "article": ["A-001", "", ""], "quantity": ["", "", "x"]}
+        new: dict[str, str | list[str]] = {
+            **ORDER,
+            "number": "no number",
+            "article": ["A-001", "", ""],
+            "quantity": ["", "", "x"],
+        }
         edited: dict[str, str | list[str]] = {"note": "x"}
         for path, typed in [("/orders/new", new), ("/orders/1001/edit", edited)]:
             before = (await get(http, path)).page.form("save").fields
