@@ -8,7 +8,7 @@ ask for anything a second time.
 Once, because a browser would not keep to it: where a connection that was used before is closed without an answer,
 Chromium sends the request again, also a posted form. After a save that crashed that is a second order. So a posted form
 is taken from the browser on its way out and sent by Playwright's client, with the browser's headers and cookies; that
-client repeats nothing. Its answer goes to the browser, which shows it, or goes on to where it leads.
+client repeats nothing. Its answer goes to the browser, which shows it or goes to where it leads.
 
 A PDF is asked for by the same client. A browser without a screen has no viewer whose content could be read, and as a
 download it would be a file to be found and removed.
@@ -16,6 +16,7 @@ download it would be a file to be found and removed.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from http import HTTPStatus
 from itertools import zip_longest
 from urllib.parse import urljoin
 
-from playwright.async_api import Error, Response, Route
+from playwright.async_api import APIResponse, Error, Response, Route
 from playwright.async_api import Page as BrowserPage
 from playwright.async_api import TimeoutError as TookTooLongError
 
@@ -67,7 +68,7 @@ class Tab:
 
     async def follow(self, link: str) -> Page:
         """Click the link that the selector `link` finds."""
-        return await self._act(f"the link {link}", self.page.locator(link).click)
+        return await self._act(f"the link {link}", partial(self.page.locator(link).click, no_wait_after=True))
 
     async def fill(self, action: str, values: Values) -> None:
         """Type `values` into the form with the button `action`; fields of a list that are left over become empty."""
@@ -91,32 +92,37 @@ class Tab:
         assert self.shown is not None  # noqa: S101  # who presses a button has looked at it
         to = self._url + self.shown.form(action).action
         what = f"POST {to.removeprefix(self._url)}"
-        leads: list[str] = []
-        lost: list[Error] = []
-
-        async def once(route: Route) -> None:
-            try:
-                answer = await route.fetch(max_redirects=0, timeout=self.patience)
-                leads.append(urljoin(self._url, answer.headers.get("location", to)).removeprefix(self._url))
-                await route.fulfill(response=answer)
-            except Error as error:
-                lost.append(error)
-                with suppress(Error):  # the browser may be gone
-                    await route.fulfill(status=HTTPStatus.BAD_GATEWAY, body="no answer")
-
-        await self.page.route(lambda url: url == to, once, times=1)
-        button = self.page.locator(f'form button[value="{action}"]')
-        try:
+        sent: asyncio.Future[tuple[Route, APIResponse]] = asyncio.get_running_loop().create_future()
+        with self._in_words(what):
+            await self.page.route(lambda url: url == to, partial(self._send, sent), times=1)
             # By the keyboard: a field's list of proposals keeps Chromium from a click of the mouse for seconds.
-            return await self._act(what, partial(button.press, "Enter"))
-        except ErpError as error:
-            if lost:  # the browser was only told so
-                raise self._unanswered(what, lost[0]) from None
-            if not isinstance(error, SignedOutError):
-                raise
-            if leads[0].partition("?")[0] == LOGIN:
-                raise
-            raise DoneError(self.login, leads[0]) from None
+            await self.page.locator(f'form button[value="{action}"]').press("Enter", no_wait_after=True)
+            route, answer = await asyncio.wait_for(sent, self.patience / 1000)
+        if (leads := answer.headers.get("location")) is None:
+            return await self._act(what, partial(route.fulfill, response=answer))
+        # Gone to by its address: after a redirect that was handed to it, Playwright may name the wrong request.
+        with self._in_words(what):
+            await route.fulfill(status=HTTPStatus.NO_CONTENT)
+        leads = urljoin(self._url, leads).removeprefix(self._url)
+        if leads.partition("?")[0] == LOGIN:
+            raise SignedOutError(self.login)
+        try:
+            return await self.goto(leads)
+        except SignedOutError:
+            raise DoneError(self.login, leads) from None
+
+    async def _send(self, sent: asyncio.Future[tuple[Route, APIResponse]], route: Route) -> None:
+        """Send the form that the browser is about to send; `sent` gets the answer, or what went wrong."""
+        try:
+            answer = await route.fetch(max_redirects=0, timeout=self.patience)
+        except Error as error:
+            with suppress(Error):  # the browser may be gone; else it stays where it is
+                await route.fulfill(status=HTTPStatus.NO_CONTENT)
+            if not sent.done():
+                sent.set_exception(error)
+        else:
+            if not sent.done():
+                sent.set_result((route, answer))
 
     async def fetch(self, path: str) -> tuple[str, bytes]:
         """Return what is at an address without showing it: its type and its content."""
@@ -132,11 +138,11 @@ class Tab:
             raise refusal("GET", path, answer.status, sentence)
         return answer.headers.get("content-type", "").partition(";")[0], content
 
-    async def _act(self, what: str, act: Callable[..., Awaitable[None]]) -> Page:
+    async def _act(self, what: str, act: Callable[[], Awaitable[None]]) -> Page:
         """Do what leads to another page."""
         with self._in_words(what):
             async with self.page.expect_navigation(timeout=self.patience) as arriving:
-                await act(timeout=self.patience, no_wait_after=True)
+                await act()
             return await self._show(await arriving.value)
 
     async def _show(self, answer: Response | None, login_is_meant: bool = False) -> Page:
@@ -158,15 +164,12 @@ class Tab:
     def _in_words(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Error as error:
+        except (Error, TimeoutError) as error:
             if self.page.is_closed():
                 raise
-            raise self._unanswered(what, error) from error
-
-    def _unanswered(self, what: str, error: Error) -> UnreachableError:
-        self._settled = False
-        code = re.search(r"net::(ERR_\w+)", error.message)
-        why = code[1] if code else error.message.partition("\n")[0]
-        if isinstance(error, TookTooLongError):
+            self._settled = False
             why = "it took too long"
-        return UnreachableError(f"the ERP did not answer {what}: {why}")
+            if isinstance(error, Error) and not isinstance(error, TookTooLongError):
+                code = re.search(r"net::(ERR_\w+)", error.message)
+                why = code[1] if code else error.message.partition("\n")[0]
+            raise UnreachableError(f"the ERP did not answer {what}: {why}") from error
