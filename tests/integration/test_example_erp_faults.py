@@ -198,7 +198,7 @@ async def test_faults_can_be_posted_and_taken_back(url: str, site: Site) -> None
 @pytest.mark.parametrize(
     "document",
     [
-        *([], "down", None, {"up": True}, {"down": "x"}, {"down": 1}, {"refused": "alice"}, {"refused": [1]}),
+        *([], "down", 7, {"up": True}, {"down": "x"}, {"down": 1}, {"refused": "alice"}, {"refused": [1]}),
         *({"saved": {}}, {"saved": ["x"]}, {"saved": [{"login": 1}]}, {"saved": [{"seconds": -1}]}),
         *({"saved": [{"seconds": 1e9}]}, {"saved": [{"when": 1}]}, {"saved": [{"lost": "yes"}]}),
     ],
