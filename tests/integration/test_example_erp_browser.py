@@ -376,9 +376,11 @@ async def test_a_second_operation_of_a_login_is_refused_and_counted(
 async def test_operations_one_after_the_other_are_never_taken_for_simultaneous_and_leave_no_page(
     page: Page, window: BrowserContext, url: str, site: Site
 ) -> None:
+    ledger = site.ledger = WatchedLedger()
     for number in range(10):
         async with desk_in(page, url, f"job {number}"):
             pass
+        assert ledger.over.get_nowait() == f"job {number}"  # not some time later, when the next one may have begun
 
     numbers = site.ledger.stats()
     assert (numbers["simultaneous"], numbers["operations"], numbers["most_per_login"]) == (0, 10, 1)
