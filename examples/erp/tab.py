@@ -56,13 +56,13 @@ class Tab:
 
     async def goto(self, path: str) -> Page:
         """Go to a page by its address."""
-        while not self._settled:
+        for _ in range(5):
+            if self._settled:
+                break
             # The browser's own page about a failure may still be on its way, and would interrupt the way to another.
             with suppress(Error):
                 await self.page.goto("about:blank")
                 self._settled = True
-            if self.page.is_closed():
-                break
         with self._in_words(f"GET {path}"):
             return await self._show(await self.page.goto(self._url + path, timeout=self.patience), path == LOGIN)
 

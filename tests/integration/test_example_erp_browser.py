@@ -199,6 +199,26 @@ async def test_a_session_that_is_lost_while_the_operation_is_announced_is_renewe
     assert (numbers["logins"], numbers["operations"], numbers["simultaneous"]) == (2, 1, 0)
 
 
+async def test_a_session_that_ends_right_after_its_sign_in_is_not_taken_for_a_form_that_was_done(
+    page: Page, url: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = site.sessions.begin
+
+    def lost_at_once(login: str) -> Any:
+        session = begin(login)
+        site.sessions.end(login)
+        monkeypatch.setattr(site.sessions, "begin", begin)
+        return session
+
+    async with desk_in(page, url) as desk:
+        shown = await desk.open("/orders/1001")
+        monkeypatch.setattr(site.sessions, "begin", lost_at_once)
+        site.sessions.end("alice")
+        assert (await desk.submit("/orders/1001", "delete", shown=shown)).message == "Order 1001 was deleted."
+
+    assert 1001 not in site.books["alice"].orders
+
+
 @pytest.mark.parametrize("kind", ["submit-order", "delete-order"])
 async def test_where_the_session_is_lost_again_and_again_the_operation_fails_with_one_sentence_and_does_nothing(
     page: Page, kind: str, monkeypatch: pytest.MonkeyPatch
