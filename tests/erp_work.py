@@ -13,6 +13,8 @@ from archibald_pgq.examples.erp.site import Site, serving
 from archibald_pgq import JobContext
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import CATALOGUE
+from archibald_pgq.domain.step import Step, StepState
+from archibald_pgq.store.request import Request
 
 
 def handler_of(kind: str) -> Callable[[JobContext, dict[str, Any]], Awaitable[Any]]:
@@ -21,18 +23,16 @@ def handler_of(kind: str) -> Callable[[JobContext, dict[str, Any]], Awaitable[An
 
 
 def context(kind: str, reached: Any = None) -> JobContext:
-    async def write(job_id: int, percent: int, label: str | None) -> None:
-        assert 0 <= percent <= 100
-
     policy = CATALOGUE[kind]
     job = ClaimedJob(
         lane=1, epoch=1, job_id=1, user_id="alice", kind=kind, attempt=1, max_attempts=1, payload={}, policy=policy, saved_state=reached,
     )  # fmt: skip
 
-    async def save(job: ClaimedJob, state: str) -> None:
-        assert policy.job_class == "sync"
+    async def ask(request: Request[Any]) -> Any:
+        """Progress and states need no database here; a step is begun."""
+        return Step(StepState.BEGUN)
 
-    return JobContext(job, write, save)
+    return JobContext(job, 1, ask)
 
 
 DATA: dict[str, dict[str, Any]] = {

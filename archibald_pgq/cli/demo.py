@@ -14,6 +14,9 @@ INTERRUPTED = 130
 def demo(
     speed: Annotated[float, typer.Option(help="Play the day so many times as fast.")] = 1.0,
     database: Annotated[str | None, typer.Option(help="DSN of an empty database (default: one of its own).")] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Drive real browsers; else the ERP's pages over HTTP, which is faster.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, progress on stderr.")] = False,
 ) -> None:
     """Play a day of 60 agents against a slow ERP (about 70 seconds).
@@ -33,7 +36,7 @@ def demo(
             f"{speed:g} is no speed; it must be from {SLOWEST:g} to {FASTEST:g}", param_hint="--speed"
         )
     try:
-        summary = run(speed, database, Console(stderr=json_output))
+        summary = run(speed, database, Console(stderr=json_output), browser=browser)
     except KeyboardInterrupt:
         typer.echo("interrupted; the demo's processes have ended", err=True)
         raise typer.Exit(INTERRUPTED) from None

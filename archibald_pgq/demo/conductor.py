@@ -42,8 +42,10 @@ class Entry(Protocol):
     delay: float
 
 
-async def conduct(dsn: str, logs: Path, speed: float, show: Callable[[Snapshot], None]) -> Summary:
+async def conduct(dsn: str, logs: Path, speed: float, show: Callable[[Snapshot], None], *, browser: bool) -> Summary:
     """Play the day on the migrated, empty queue at `dsn`, `speed` times as fast; return what it came to.
+
+    `browser`: the agents drive real browsers, else the same pages over HTTP.
 
     Raises:
         ChildDiedError: the ERP or the worker ended too early.
@@ -60,7 +62,13 @@ async def conduct(dsn: str, logs: Path, speed: float, show: Callable[[Snapshot],
         worker = await Child.start(
             *("the worker", "archibald_pgq", "run", f"{EXAMPLE}:app"),
             log=logs / "worker.log",
-            env=environment(ARCHIBALD_DATABASE_URL=dsn, ERP_URL=url, ARCHIBALD_SHUTDOWN_GRACE="3"),
+            env=environment(
+                ARCHIBALD_DATABASE_URL=dsn,
+                ERP_URL=url,
+                ERP_BROWSER=str(int(browser)),
+                ARCHIBALD_SHUTDOWN_GRACE="3",
+                ARCHIBALD_LOGIN_BUDGET="10000",  # a day in a minute has as many logins as a day
+            ),
         )
         stack.push_async_callback(worker.stop)
         play = asyncio.create_task(_Day(dsn, url, speed, show).play())

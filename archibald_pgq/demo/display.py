@@ -109,6 +109,8 @@ def print_summary(console: Console, summary: Summary) -> None:
         "most per agent": f"{erp['most_per_login']}, as the ERP saw it",
         "simultaneous": f"{erp['simultaneous']}, as the ERP counted in {erp['requests']} requests",
     }
+    facts["orders twice"] = f"{erp['orders_twice']} of {erp['orders']}, as the ERP has them"
+    facts["logins"] = f"{erp['logins']}, for {erp['operations']} operations"
     for job_class, waits in summary.waits.items():
         facts[f"wait of a {job_class}"] = f"p50 {waits.p50:.1f} s, p95 {waits.p95:.1f} s ({waits.jobs} jobs)"
     for name, fact in facts.items():

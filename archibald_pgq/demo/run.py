@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -38,8 +39,10 @@ class Place:
     look: str
 
 
-def run(speed: float, database: str | None, console: Console) -> Summary:
+def run(speed: float, database: str | None, console: Console, *, browser: bool = False) -> Summary:
     """Play the day `speed` times as fast, in `database` or else in one of the demo's own; show it on `console`.
+
+    `browser`: the agents drive real browsers, else the same pages over HTTP.
 
     Raises:
         ArchibaldError: it cannot begin, or cannot go on.
@@ -49,15 +52,31 @@ def run(speed: float, database: str | None, console: Console) -> Summary:
         with _place(database) as place:
             console.print(Text(f"logs: {place.logs}"), soft_wrap=True)
             console.print(Text(f"look from another shell: {place.look}"), soft_wrap=True)
+            program = _chromium() if browser else None
+            driven = "the ERP's pages over HTTP; real browsers with --browser" if program is None else str(program)
+            console.print(Text(f"the agents drive {driven}"), soft_wrap=True)
             with Display(console) as display:
-                return asyncio.run(_interruptible(place, speed, display))
+                return asyncio.run(_interruptible(place, speed, display, browser=browser))
     except psycopg.Error as error:
         raise DatabaseError(f"the demo's database failed: {str(error).strip().splitlines()[0]}") from error
 
 
-async def _interruptible(place: Place, speed: float, display: Display) -> Summary:
+def _chromium() -> Path:
+    """Return the browser, of which the worker would say less clearly that it is missing.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from archibald_pgq.browser.chromium import find_chromium  # no other command needs it
+
+    if importlib.util.find_spec("playwright") is None:
+        raise ConfigError("Playwright is not installed: pip install 'archibald-pgq[browser]', or leave --browser away")
+    return find_chromium(config.load().chromium)
+
+
+async def _interruptible(place: Place, speed: float, display: Display, *, browser: bool) -> Summary:
     """Conduct so that SIGTERM ends it as Ctrl-C does."""
-    conducting = asyncio.create_task(conduct(place.dsn, place.logs, speed, display.show))
+    conducting = asyncio.create_task(conduct(place.dsn, place.logs, speed, display.show, browser=browser))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, conducting.cancel)
     try:
         return await conducting

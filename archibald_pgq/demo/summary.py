@@ -68,6 +68,8 @@ class Summary:
             found.append(f"{self.unfinished} jobs are unfinished")
         if self.erp["simultaneous"]:
             found.append(f"the ERP counted {self.erp['simultaneous']} simultaneous requests or operations of one login")
+        if self.erp["orders_twice"]:
+            found.append(f"the ERP has {self.erp['orders_twice']} orders twice")
         return found
 
     def as_json(self) -> dict[str, Any]:

@@ -15,14 +15,18 @@ The handlers work at a `Desk`, which is the HTTP client's or a browser's; they a
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from archibald_pgq import Archibald, JobContext
+from archibald_pgq import Archibald, JobContext, LoginRefusedError, UnreachableError
 
+from . import scraper
 from .client import Erp
 from .desk import Desk
+from .orders import find_order
 from .scraper import ErpError, Page
 
 if TYPE_CHECKING:
@@ -37,11 +41,29 @@ USUAL_CUSTOMER = "C-001"
 USUAL_LINES = [{"article": "A-001", "quantity": 1}]
 
 
+BROWSER = os.environ.get("ERP_BROWSER") == "1"
+"""The agents drive a real browser; else the same pages over HTTP."""
+operation = partial(app.operation, needs_browser=BROWSER)
+
+ONLY_ONCE = {"create-customer"}
+"""What must not be done twice and cannot be looked up: where no answer comes, nobody tries it again by himself."""
+
+SETTLE = 3.0
+"""Seconds after which the ERP has saved an order whose browser has died, or never will."""
+
+
+@app.login
+async def log_in(ctx: JobContext, page: BrowserPage) -> None:
+    """Sign the agent in, in a new browser context."""
+    with _told_to_the_queue():
+        await login(ctx.user_id, page)
+
+
 async def login(user_id: str, page: BrowserPage) -> None:
-    """Sign an agent in, in a browser; for a pool of browsers, whenever it has opened a context for the agent.
+    """Sign an agent in, in a browser.
 
     Raises:
-        LoginRefusedError: the ERP does not take the agent's password.
+        scraper.LoginRefusedError: the ERP does not take the agent's password.
         ErpError: the ERP refuses otherwise, or cannot be reached.
     """
     from .browser import sign_in  # needs Playwright, which the handlers over HTTP do without
@@ -50,11 +72,37 @@ async def login(user_id: str, page: BrowserPage) -> None:
     await sign_in(Tab(page, await erp.url(), user_id))
 
 
+@contextmanager
+def _told_to_the_queue() -> Iterator[None]:
+    """What is no fault of the job's is told in the queue's own words: the job goes back, and the agent may be paused."""
+    try:
+        yield
+    except scraper.LoginRefusedError as error:
+        raise LoginRefusedError(str(error)) from error
+    except scraper.UnreachableError as error:
+        raise UnreachableError(str(error)) from error
+
+
 @asynccontextmanager
 async def _at_work(ctx: JobContext) -> AsyncIterator[Desk]:
     """The job's agent at its desk in the ERP."""
-    async with erp.operation(ctx.user_id, f"{ctx.kind} of job {ctx.job_id}") as desk:
-        yield desk
+    async with AsyncExitStack() as stack:
+        with _told_to_the_queue():
+            desk = await stack.enter_async_context(await _operation(ctx))
+        if ctx.kind in ONLY_ONCE:
+            yield desk
+        else:
+            with _told_to_the_queue():
+                yield desk
+
+
+async def _operation(ctx: JobContext) -> AbstractAsyncContextManager[Desk]:
+    name = f"{ctx.kind} of job {ctx.job_id}"
+    if not BROWSER:
+        return erp.operation(ctx.user_id, name)
+    from .browser import desk_in
+
+    return desk_in(await ctx.page(), ctx.user_id, await erp.url(), name)
 
 
 def _order(data: Data) -> int:
@@ -95,13 +143,20 @@ def _lines(lines: object) -> dict[str, list[str]]:
     }
 
 
-@app.operation("submit-order")
+@operation("submit-order", priority=1, idempotent=True)
 async def submit_order(ctx: JobContext, data: Data) -> Data:
-    """Look up the customer, check the lines, place the order."""
+    """Look up the customer, check the lines, place the order: once, whatever happens to this job.
+
+    The agent's own reference is what the order is found by after a crash.
+    """
     number = "" if data.get("order") is None else str(data["order"])
+
+    async def make_reference() -> str:
+        return _text(data, "reference") or number or f"job {ctx.job_id}"
+
     typed = {
         "number": number,
-        "reference": _text(data, "reference") or number,
+        "reference": await ctx.once("reference", make_reference),  # who retries this job as another one gets the same
         "customer": _customer(data),
         **_lines(data.get("lines", USUAL_LINES)),
     }
@@ -110,11 +165,19 @@ async def submit_order(ctx: JobContext, data: Data) -> Data:
         await ctx.progress(20, "customer found")
         checked = await desk.submit("/orders/new", "check", typed)
         await ctx.progress(50, "lines checked")
-        order = await desk.submit("/orders/new", "save", typed, shown=checked)
-    return {"order": int(order.text("number")), "euro": int(checked.text("total"))}
+
+        async def save() -> int:
+            order = await desk.submit("/orders/new", "save", typed, shown=checked)
+            return int(order.text("number"))
+
+        async def find() -> int | None:
+            return await find_order(desk, typed["reference"])
+
+        saved = await ctx.once("save", save, verify=find, settle=SETTLE)
+    return {"order": saved, "euro": int(checked.text("total"))}
 
 
-@app.operation("create-customer")
+@operation("create-customer")
 async def create_customer(ctx: JobContext, data: Data) -> Data:
     """Look whether the list can be read, then add the customer."""
     name = _text(data, "name")
@@ -124,7 +187,7 @@ async def create_customer(ctx: JobContext, data: Data) -> Data:
     return {"customer": customer.text("code")}
 
 
-@app.operation("update-customer")
+@operation("update-customer")
 async def update_customer(ctx: JobContext, data: Data) -> Data:
     """Open the customer and save what has changed."""
     path = f"/customers/{_customer(data)}/edit"
@@ -134,7 +197,7 @@ async def update_customer(ctx: JobContext, data: Data) -> Data:
     return {"customer": customer.text("code")}
 
 
-@app.operation("send-to-verona")
+@operation("send-to-verona")
 async def send_to_verona(ctx: JobContext, data: Data) -> Data:
     """Open the order and send it; from then on it cannot be changed."""
     number = _order(data)
@@ -143,7 +206,7 @@ async def send_to_verona(ctx: JobContext, data: Data) -> Data:
     return {"order": number, "state": order.text("state")}
 
 
-@app.operation("edit-order")
+@operation("edit-order")
 async def edit_order(ctx: JobContext, data: Data) -> Data:
     """Open the order and save its new lines or note; what is not named stays as it is."""
     number = _order(data)
@@ -155,7 +218,7 @@ async def edit_order(ctx: JobContext, data: Data) -> Data:
     return {"order": number}
 
 
-@app.operation("delete-order")
+@operation("delete-order")
 async def delete_order(ctx: JobContext, data: Data) -> Data:
     """Open the order and delete it."""
     number = _order(data)
@@ -164,13 +227,13 @@ async def delete_order(ctx: JobContext, data: Data) -> Data:
     return {"order": number}
 
 
-@app.operation("download-ddt-pdf")
+@operation("download-ddt-pdf")
 async def download_ddt_pdf(ctx: JobContext, data: Data) -> Data:
     """Fetch a delivery note."""
     return await _download(ctx, "ddt", _number(data))
 
 
-@app.operation("download-invoice-pdf")
+@operation("download-invoice-pdf")
 async def download_invoice_pdf(ctx: JobContext, data: Data) -> Data:
     """Fetch an invoice."""
     return await _download(ctx, "invoices", _number(data))
@@ -185,7 +248,7 @@ async def _download(ctx: JobContext, what: str, number: str) -> Data:
     return {"number": number, "bytes": len(content), "pdf": base64.b64encode(content).decode()}
 
 
-@app.operation("sync-order-articles")
+@operation("sync-order-articles")
 async def sync_order_articles(ctx: JobContext, data: Data) -> Data:
     """Read the lines of one order."""
     number = _order(data)
@@ -216,37 +279,37 @@ async def _sync(ctx: JobContext, what: str) -> Data:
     return {what: rows}
 
 
-@app.operation("sync-customers")
+@operation("sync-customers")
 async def sync_customers(ctx: JobContext, data: Data) -> Data:
     """Read all customers."""
     return await _sync(ctx, "customers")
 
 
-@app.operation("sync-orders")
+@operation("sync-orders")
 async def sync_orders(ctx: JobContext, data: Data) -> Data:
     """Read all orders."""
     return await _sync(ctx, "orders")
 
 
-@app.operation("sync-ddt")
+@operation("sync-ddt")
 async def sync_ddt(ctx: JobContext, data: Data) -> Data:
     """Read all delivery notes."""
     return await _sync(ctx, "ddt")
 
 
-@app.operation("sync-invoices")
+@operation("sync-invoices")
 async def sync_invoices(ctx: JobContext, data: Data) -> Data:
     """Read all invoices."""
     return await _sync(ctx, "invoices")
 
 
-@app.operation("sync-products")
+@operation("sync-products")
 async def sync_products(ctx: JobContext, data: Data) -> Data:
     """Read all products."""
     return await _sync(ctx, "products")
 
 
-@app.operation("sync-prices")
+@operation("sync-prices")
 async def sync_prices(ctx: JobContext, data: Data) -> Data:
     """Read all prices."""
     return await _sync(ctx, "prices")
