@@ -156,7 +156,8 @@ async def submit_order(ctx: JobContext, data: Data) -> Data:
 
     typed = {
         "number": number,
-        "reference": await ctx.once("reference", make_reference),  # who retries this job as another one gets the same
+        # who retries this job as another one gets the same; to make it has no effect, so that it may be made again
+        "reference": await ctx.once("reference", make_reference, verify=make_reference),
         "customer": _customer(data),
         **_lines(data.get("lines", USUAL_LINES)),
     }
