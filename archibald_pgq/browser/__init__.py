@@ -4,7 +4,8 @@ Owns: the browsers of a process and their contexts. Guarantees: never more conte
 uses it; no process of a browser is left when this one has ended, however it ended. Must not: know of jobs, a queue, a database.
 """
 
-from archibald_pgq.browser.pool import BrowserPool, Lease
+from archibald_pgq.browser.lease import Lease
+from archibald_pgq.browser.pool import BrowserPool
 from archibald_pgq.browser.settings import PoolSettings, check_margin
 from archibald_pgq.browser.statistics import PoolStatistics
 

@@ -12,11 +12,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from archibald_pgq.browser.budget import LoginBudget
 from archibald_pgq.browser.driver import CLOSING, Driver, PlaywrightDriver
+from archibald_pgq.browser.lease import Kept, Lease
 from archibald_pgq.browser.seat import Seat
 from archibald_pgq.browser.session import asp_net_session
 from archibald_pgq.browser.settings import PoolSettings
@@ -39,43 +40,6 @@ NO_ROOM = 0.05
 
 class _NoRoomError(Exception):
     """There are fewer contexts than places, for a moment."""
-
-
-@dataclass(slots=True, eq=False)
-class _Kept:
-    """A context of an agent."""
-
-    user_id: str
-    seat: Seat
-    context: Any
-    page: Any
-    opened_at: float
-    used_at: float
-    in_use: bool = True
-    alive: bool = True
-
-
-class Lease:
-    """A context that somebody has; `page` is logged in, and may be replaced by another one of the same context."""
-
-    def __init__(self, pool: BrowserPool, kept: _Kept) -> None:
-        """Made by `BrowserPool.acquire`."""
-        self._pool, self._kept = pool, kept
-        self.context: BrowserContext = kept.context
-        self.page: Page = kept.page
-        self._released = False
-
-    @property
-    def died(self) -> bool:
-        """True once its browser has ended by itself: whatever fails here fails because of that."""
-        return not self._kept.alive
-
-    async def release(self, *, keep: bool) -> None:
-        """Give it back, to be kept for the agent or closed; done also if the caller is cancelled meanwhile. A second call does nothing."""
-        if not self._released:
-            self._released = True
-            self._kept.page = self.page
-            await asyncio.shield(asyncio.ensure_future(self._pool.take_back(self._kept, keep=keep)))
 
 
 class BrowserPool:
@@ -106,7 +70,7 @@ class BrowserPool:
             Seat(number, self._driver, self._counters, clock, changed=self._seat_changed)
             for number in range(settings.browsers)
         ]
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, Kept] = {}
 
     async def start(self) -> None:
         """Launch the first browser, so that what is wrong with it shows now; the others follow when they are needed.
@@ -180,7 +144,7 @@ class BrowserPool:
                     f"{len(self._slots.taken)} of {self.capacity} are in use"
                 ) from None
             try:
-                return Lease(self, await self._still_valid(user_id) or await self._open(user_id, login))
+                return Lease(self._take_back, await self._still_valid(user_id) or await self._open(user_id, login))
             except _NoRoomError:
                 self._slots.free(user_id)
                 await asyncio.sleep(NO_ROOM)
@@ -188,7 +152,7 @@ class BrowserPool:
                 self._slots.free(user_id)
                 raise
 
-    async def _still_valid(self, user_id: str) -> _Kept | None:
+    async def _still_valid(self, user_id: str) -> Kept | None:
         """Return the agent's kept context if it can be used again; close it if not."""
         kept = self._kept.get(user_id)
         if kept is None:
@@ -213,7 +177,7 @@ class BrowserPool:
         await self._close(kept)
         return None
 
-    async def _open(self, user_id: str, login: LogIn) -> _Kept:
+    async def _open(self, user_id: str, login: LogIn) -> Kept:
         seat = await self._room()
         browser = context = None
         try:
@@ -233,7 +197,7 @@ class BrowserPool:
                 raise BrowserDiedError(f"the browser of {user_id} ended while its context was opened") from error
             raise
         now = self._clock()
-        kept = self._kept[user_id] = _Kept(user_id, seat, context, page, opened_at=now, used_at=now)
+        kept = self._kept[user_id] = Kept(user_id, seat, context, page, opened_at=now, used_at=now)
         return kept
 
     async def _room(self) -> Seat:
@@ -256,8 +220,7 @@ class BrowserPool:
             raise
         return oldest.seat
 
-    async def take_back(self, kept: _Kept, *, keep: bool) -> None:
-        """Called by the lease."""
+    async def _take_back(self, kept: Kept, keep: bool) -> None:
         try:
             if keep and kept.alive:
                 await _tidied(kept)
@@ -269,7 +232,7 @@ class BrowserPool:
             self._slots.free(kept.user_id)
         await self._recycle(kept.seat)
 
-    async def _close(self, kept: _Kept) -> None:
+    async def _close(self, kept: Kept) -> None:
         if self._kept.get(kept.user_id) is kept:
             del self._kept[kept.user_id]
             kept.in_use = True  # nobody evicts it a second time
@@ -309,7 +272,7 @@ class BrowserPool:
         self._slots.capacity = sum(seat.usable for seat in self._seats) * self._settings.contexts
 
 
-async def _tidied(kept: _Kept) -> None:
+async def _tidied(kept: Kept) -> None:
     """Close the pages that were opened besides."""
     for page in kept.context.pages:
         if page is not kept.page:

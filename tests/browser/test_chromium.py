@@ -74,14 +74,14 @@ async def seen(lease: Lease, site: Site) -> str:
     return await lease.page.inner_text("h1")
 
 
-def browsers(pid: int | None = None) -> list[psutil.Process]:
-    """The processes of Chromium below a process."""
-    found = []
-    for process in psutil.Process(pid).children(recursive=True):
+def browsers() -> list[psutil.Process]:
+    """The browsers that this process has launched: of each the first of its processes."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if any(argument.startswith("--archibald-pgq=") for argument in process.cmdline()):
-                found.append(process)
-    return found
+                found[process.pid] = process
+    return [process for process in found.values() if process.ppid() not in found]
 
 
 async def test_an_agents_context_stays_logged_in_and_agents_do_not_see_each_others_session(
@@ -182,5 +182,6 @@ def test_without_chromium_it_says_how_to_get_one(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
     monkeypatch.setattr("archibald_pgq.browser.chromium.PLACES", ())
+    monkeypatch.setattr("archibald_pgq.browser.chromium.HEADLESS_SHELL", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"no Chromium was found .*apt-get install chromium"):
         find_chromium(None)
