@@ -21,6 +21,7 @@ import pytest
 from archibald_pgq.examples.erp import day
 from archibald_pgq.examples.erp.client import Erp
 
+from tests.chromium import needs_chromium
 from tests.servers import Server
 
 DEMO = (sys.executable, "-m", "archibald_pgq", "demo")
@@ -242,3 +243,27 @@ def test_a_given_database_with_work_in_it_is_refused(database: str, folder: Path
 
     assert done.returncode == 2
     assert "the given database has 1 jobs that are not finished" in done.stderr
+
+
+@needs_chromium
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_day_through_real_browsers_ends_with_each_order_once_and_no_browser_left(folder: Path) -> None:
+    ended = subprocess.run(
+        [*DEMO, "--browser", "--json"],
+        env=environment(folder),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout)
+    assert summary["problems"] == []
+    assert summary["unfinished"] == 0
+    assert (summary["erp"]["simultaneous"], summary["erp"]["orders_twice"]) == (0, 0)
+    assert not [process for process in psutil.process_iter(["cmdline"]) if _is_a_browser_of(process, folder)]
+
+
+def _is_a_browser_of(process: psutil.Process, folder: Path) -> bool:
+    return any(str(folder) in argument for argument in process.info["cmdline"] or [])

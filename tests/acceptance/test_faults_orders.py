@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psutil
 import pytest
 from archibald_pgq.examples.erp.faults import Faults, Saved
 from archibald_pgq.examples.erp.site import Site, serving
@@ -87,3 +89,55 @@ async def test_where_nothing_can_be_looked_up_no_order_is_placed_twice_and_a_per
     assert sum(states.values()) == orders
     assert states["completed"] <= stats["orders"] <= orders
     assert (stats["orders_twice"], stats["simultaneous"]) == (0, 0)
+
+
+async def test_while_the_erp_is_down_agents_are_paused_nothing_fails_and_all_ends_afterwards(faults: Scene) -> None:
+    """The pauses of minutes are ended by hand: what they are is held by `test_breakers`."""
+    site = Site(FAST, unique_numbers=False)
+    async with serving(site) as url:
+        site.faults = Faults(down="silent")
+        await faults.app.enqueue_many(
+            [NewJob("submit-order", user_id=f"user-{n % 5}", data={"reference": f"R-{n}"}) for n in range(20)]
+        )
+        await faults.start("worker", of=APPS[True], ERP_URL=url, ERP_BROWSER=0)
+        await faults.look.until(
+            "SELECT count(*) = 5 FROM archibald.agents WHERE state = 'idle' AND paused_reason LIKE 'breaker: 3 failures%'"
+        )
+        assert await faults.look.rows(STATES) == [("queued", 20)]
+        site.faults = Faults()
+        await faults.look.rows("UPDATE archibald.agents SET paused_until = clock_timestamp()")
+        await faults.look.until(ENDED, 20)
+        await faults.stop_all()
+    assert await faults.look.rows("SELECT state, attempt, count(*) FROM archibald.job_history GROUP BY 1, 2") == [
+        ("completed", 1, 20)
+    ]
+    assert await faults.look.rows("SELECT user_id FROM archibald.breakers") == []
+    assert (site.ledger.stats()["orders"], site.ledger.stats()["orders_twice"]) == (20, 0)
+
+
+@needs_chromium
+async def test_browsers_that_are_killed_under_five_running_jobs_cost_no_order(faults: Scene) -> None:
+    site = Site(FAST, unique_numbers=False)
+    site.faults = Faults(saved=[Saved(seconds=1.0)])
+    async with serving(site) as url:
+        settings = {"ERP_URL": url, "ERP_BROWSER": 1, "WORKER_CONCURRENCY": 5, "ARCHIBALD_BROWSERS": 2}
+        await faults.app.enqueue_many(
+            [NewJob("submit-order", user_id=f"user-{n}", data={"reference": f"R-{n}"}) for n in range(5)]
+        )
+        worker = await faults.start("worker", of=APPS[True], **settings)
+        await faults.look.until(
+            "SELECT count(*) = 5 FROM archibald.checkpoints WHERE step = 'save' AND state = 'begun'"
+        )
+        killed = 0
+        for process in psutil.Process(worker.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # with the one before it
+                if any(argument.startswith("--archibald-pgq=") for argument in process.cmdline()):
+                    process.kill()
+                    killed += 1
+        assert killed >= 2
+        await faults.look.until(ENDED, 5)
+        await faults.stop_all()
+    assert await faults.look.rows(
+        "SELECT state, attempt, losses, count(*) FROM archibald.job_history GROUP BY 1, 2, 3"
+    ) == [("completed", 1, 0, 5)]
+    assert (site.ledger.stats()["orders"], site.ledger.stats()["orders_twice"]) == (5, 0)

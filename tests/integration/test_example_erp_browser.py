@@ -156,6 +156,7 @@ async def test_an_order_may_have_more_lines_than_its_form_and_fewer_than_before(
 MANY_LINES = {"lines": [{"article": "A-001", "quantity": 1}] * 5, "reference": "R-7"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "data"),

@@ -11,7 +11,7 @@ from archibald_pgq.demo.summary import Summary, percentile, summarize
 from archibald_pgq.demo.watch import JobRow, Snapshot
 
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
-QUIET = {"simultaneous": 0, "most_per_login": 1, "most_logins_at_once": 10, "requests": 9}
+QUIET = {"simultaneous": 0, "most_per_login": 1, "most_logins_at_once": 10, "requests": 9, "orders_twice": 0}
 
 
 def row(number: int, state: str = "completed", *, waited: float | None = 1.0, **fields: Any) -> JobRow:
@@ -51,6 +51,10 @@ def test_a_simultaneous_request_of_one_login_is_a_problem() -> None:
     (problem,) = summary([row(1)], {**QUIET, "simultaneous": 2}).problems
 
     assert "2 simultaneous" in problem
+
+
+def test_an_order_that_is_there_twice_is_a_problem() -> None:
+    assert summary([row(1)], {**QUIET, "orders_twice": 1}).problems == ["the ERP has 1 orders twice"]
 
 
 def test_waits_are_measured_from_due_to_started_and_by_class() -> None:
