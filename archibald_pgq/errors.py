@@ -67,8 +67,12 @@ class BrowserDiedError(BrowserError):
     """The browser ended while it was used."""
 
 
-class BrowserSaturatedError(BrowserError):
-    """All contexts were in use for as long as anybody waits."""
+class BrowserSaturatedError(BrowserError, TimeoutError):
+    """No browser context, or no login, came free for as long as anybody waits; the same passes later."""
+
+
+class LoginError(BrowserError):
+    """The app's login of an agent failed by an error of its own, or left no valid session; a job that meets it has failed."""
 
 
 class StepUnknownError(ArchibaldError):

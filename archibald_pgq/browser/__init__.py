@@ -1,7 +1,7 @@
-"""A bounded pool of browser contexts, one for each agent, logged in and kept.
+"""A bounded pool of browser contexts, one for each agent, logged in and kept; needs `archibald-pgq[browser]`.
 
-Owns: the browsers of a process and their contexts. Guarantees: never more contexts than there may be; one in use is never taken from who
-uses it; no process of a browser is left when this one has ended, however it ended. Must not: know of jobs, a queue, a database.
+Owns: the browsers of this process. Guarantees: importing this does not import Playwright; `BrowserPool.start` does. Must not: know of jobs,
+queues or a database.
 """
 
 from archibald_pgq.browser.lease import Lease

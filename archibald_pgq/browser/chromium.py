@@ -1,68 +1,74 @@
-"""Where Chromium is on this machine."""
+"""Where Chromium is on this machine.
+
+Guarantees: what is found is a file that this user may execute. Must not: start it.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from archibald_pgq.errors import ConfigError
 
-HEADLESS_SHELL = Path("/usr/lib/chromium/chromium-headless-shell")
-"""Debian's, before all others: it has no toolbar to draw for each window.
-
-Ten contexts, each with a page and a form, took it 1.3 s of processor time, and the whole Chromium 5.5 s. Not by its name on PATH: that is a
-shell script, which stays there as its parent.
-"""
-
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-"""As Debian, Ubuntu, and Google call it on PATH."""
-
-PLACES = (
-    Path("/usr/bin/chromium"),
-    Path("/opt/google/chrome/chrome"),
-    Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"),
-    Path("/Applications/Chromium.app/Contents/MacOS/Chromium"),
-)
-
-DOWNLOADS = (
-    "chromium_headless_shell-*/chrome-linux*/headless_shell",
+# The headless shell first, of each place: it draws no windows, and takes a quarter of the memory.
+_DEBIAN = ("usr/bin/chromium-headless-shell", "usr/bin/chromium", "usr/bin/chromium-browser")
+_PLAYWRIGHT = (
     "chromium_headless_shell-*/chrome-headless-shell-linux*/chrome-headless-shell",
+    "chromium_headless_shell-*/chrome-linux*/headless_shell",
     "chromium-*/chrome-linux*/chrome",
-    "chromium-*/chrome-mac*/Chromium.app/Contents/MacOS/Chromium",
 )
-"""Of `playwright install chromium`, below its folder."""
+_GOOGLE = ("usr/bin/google-chrome-stable", "usr/bin/google-chrome", "opt/google/chrome/chrome")
+
+HOW = "install one (`apt-get install chromium-headless-shell`, or `playwright install chromium`), or name it in ARCHIBALD_CHROMIUM"
 
 
-def find_chromium(given: Path | None) -> Path:
-    """Return the program: the one that is named, else the one on PATH, in the usual places, or among Playwright's own downloads.
+def find_chromium(given: Path | None, environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> Path:
+    """Return the executable: the given one, else where Debian, Playwright or Google Chrome put it.
+
+    Args:
+        given: what the settings say.
+        environ: for Playwright's folder and the home; default: this process's own.
+        root: the folder that the system's paths are below.
 
     Raises:
-        ConfigError: there is none, or what is named is no program.
+        ConfigError: the given one cannot be executed, or there is none.
     """
     if given is not None:
-        if not _runs(given):
+        if not _executable(given):
             raise ConfigError(
-                f"ARCHIBALD_CHROMIUM is {str(given)!r}, which is no program; name Chromium's, such as /usr/bin/chromium"
+                f"ARCHIBALD_CHROMIUM is {str(given)!r}, which is no file that can be executed; correct it, or unset it to have one found"
             )
         return given
-    on_path = (Path(found) for name in NAMES if (found := shutil.which(name)))
-    for path in (HEADLESS_SHELL, *on_path, *PLACES, *_downloads()):
-        if _runs(path):
+    for path in _candidates(os.environ if environ is None else environ, root):
+        if _executable(path):
             return path
     raise ConfigError(
-        "no Chromium was found on PATH, in the usual places, or among Playwright's downloads; install it (apt-get install chromium, or "
-        "playwright install chromium), or name it in ARCHIBALD_CHROMIUM"
+        f"no Chromium is on this machine, neither in /usr/bin, nor among Playwright's downloads, nor Google Chrome's; {HOW}"
     )
 
 
-def _downloads() -> list[Path]:
-    named = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
-    folders = (
-        [Path(named)] if named else [Path.home() / ".cache/ms-playwright", Path.home() / "Library/Caches/ms-playwright"]
-    )
-    return [path for folder in folders for pattern in DOWNLOADS for path in sorted(folder.glob(pattern), reverse=True)]
+def _candidates(environ: Mapping[str, str], root: Path) -> Iterator[Path]:
+    yield from (root / name for name in _DEBIAN)
+    if downloads := _downloads(environ):
+        for pattern in _PLAYWRIGHT:
+            yield from sorted(downloads.glob(pattern), key=lambda path: _revision(path, downloads), reverse=True)
+    yield from (root / name for name in _GOOGLE)
 
 
-def _runs(path: Path) -> bool:
+def _downloads(environ: Mapping[str, str]) -> Path | None:
+    if (folder := environ.get("PLAYWRIGHT_BROWSERS_PATH")) not in {None, "", "0"}:
+        return Path(str(folder))
+    if cache := environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "ms-playwright"
+    return Path(environ["HOME"]) / ".cache" / "ms-playwright" if environ.get("HOME") else None
+
+
+def _revision(path: Path, downloads: Path) -> int:
+    number = re.search(r"-(\d+)$", path.relative_to(downloads).parts[0])
+    return int(number[1]) if number else 0
+
+
+def _executable(path: Path) -> bool:
     return path.is_file() and os.access(path, os.X_OK)

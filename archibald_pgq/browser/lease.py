@@ -1,57 +1,54 @@
-"""A context, as the pool keeps it and as somebody has it.
+"""What somebody who uses a context has in hand.
 
-Guarantees: it is given back once, also where who has it is cancelled meanwhile. Must not: decide what becomes of it.
+Guarantees: it is released once, however often that is asked; a release goes on to its end though whoever asked for it is cancelled. Must
+not: decide what becomes of the context.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from archibald_pgq.browser.seat import Seat
+from archibald_pgq.browser.kept import Kept
 
 if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Page
 
 
-@dataclass(slots=True, eq=False)
-class Kept:
-    """A context of an agent."""
-
-    user_id: str
-    seat: Seat
-    context: Any
-    page: Any
-    opened_at: float
-    used_at: float
-    in_use: bool = True
-    alive: bool = True
-
-
-TakeBack = Callable[[Kept, bool], Coroutine[Any, Any, None]]
-"""Takes a context back, to be kept or to be closed."""
-
-
 class Lease:
-    """A context that somebody has; `page` is logged in, and may be replaced by another one of the same context."""
+    """The context of one agent, in use until it is released.
 
-    def __init__(self, take_back: TakeBack, kept: Kept) -> None:
+    Attributes:
+        user_id: the agent.
+        context: Playwright's context.
+        page: a page of it; logged in. It shows whatever the login or its user left there, or nothing.
+    """
+
+    def __init__(self, kept: Kept, release: Callable[[bool], Coroutine[Any, Any, None]]) -> None:
         """Made by `BrowserPool.acquire`."""
-        self._take_back, self._kept = take_back, kept
-        self.context: BrowserContext = kept.context
-        self.page: Page = kept.page
-        self._released = False
+        self.user_id = kept.user_id
+        self.context: BrowserContext = kept.context.context
+        self.page: Page = kept.context.page
+        self._kept, self._release = kept, release
+        self._died = False
+        self._released: asyncio.Task[None] | None = None
 
     @property
     def died(self) -> bool:
-        """True once its browser has ended by itself: whatever fails here fails because of that."""
-        return not self._kept.alive
+        """True if the browser or a page of the context ended under its user: what failed with that passes on another one."""
+        self._died = self._died or self._kept.died
+        return self._died
 
-    async def release(self, *, keep: bool) -> None:
-        """Give it back, to be kept for the agent or closed; done also if the caller is cancelled meanwhile. A second call does nothing."""
-        if not self._released:
-            self._released = True
-            self._kept.page = self.page
-            await asyncio.shield(asyncio.ensure_future(self._take_back(self._kept, keep)))
+    async def release(self, keep: bool) -> None:
+        """Give it back.
+
+        Args:
+            keep: True: the agent's next lease may have the same context; False: it is closed, as after a failure or a cancellation.
+        """
+        if self._released is None:
+            self._died = self.died
+            self._released = asyncio.create_task(
+                self._release(keep), name=f"release the browser context of {self.user_id}"
+            )
+        await asyncio.shield(self._released)

@@ -1,286 +1,309 @@
-"""The pool: which context an agent gets, from which browser, and what becomes of both.
+"""The pool: gives each agent a context of its own, logged in, and keeps it for the next time.
 
-Guarantees: a context is marked as in use before anybody sees it, and while it is nobody takes it away; what is being opened counts; the
-browser with the fewest contexts gets the next one; full, the one that was used least recently makes room. A browser that ends by itself is
-launched anew, one that was ended on purpose is not. Must not: know why a context is wanted.
+Guarantees: a context is used by one caller at a time; there are never more than there is room for, those that are being opened or closed
+counted; who gives up leaves nothing behind; no more logins start than the budget allows. Must not: know what a context is used for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import inspect
 import logging
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from archibald_pgq.browser.budget import LoginBudget
-from archibald_pgq.browser.driver import CLOSING, Driver, PlaywrightDriver
-from archibald_pgq.browser.lease import Kept, Lease
-from archibald_pgq.browser.seat import Seat
-from archibald_pgq.browser.session import asp_net_session
+from archibald_pgq.browser.driver import Driver
+from archibald_pgq.browser.host import Host
+from archibald_pgq.browser.kept import Kept
+from archibald_pgq.browser.lease import Lease
+from archibald_pgq.browser.session import AspNetSession
 from archibald_pgq.browser.settings import PoolSettings
-from archibald_pgq.browser.slots import Slots
+from archibald_pgq.browser.slots import Place, Slots
 from archibald_pgq.browser.statistics import Counters, PoolStatistics
-from archibald_pgq.errors import BrowserDiedError, BrowserSaturatedError
+from archibald_pgq.errors import (
+    ArchibaldError,
+    BrowserDiedError,
+    BrowserError,
+    BrowserSaturatedError,
+    ConfigError,
+    LoginError,
+)
 
 if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Page
 
+Login = Callable[[str, "Page"], Awaitable[None]]
+"""Logs an agent in, in an empty context: `await login(user_id, page)`."""
+
+Valid = Callable[["BrowserContext"], Awaitable[bool] | bool]
+"""Says whether a context is logged in; asked after each login and before a context is used again."""
+
+LOOK_EVERY = 60.0
+"""Seconds between two looks at the age and memory of browsers."""
+
+CLOSED = "the browsers of this process are closed"
+
 logger = logging.getLogger(__name__)
-
-Valid = Callable[["BrowserContext"], Awaitable[bool]]
-LogIn = Callable[["Page"], Awaitable[None]]
-
-
-NO_ROOM = 0.05
-"""Seconds until who was given a place in a browser that then died asks for another one."""
-
-
-class _NoRoomError(Exception):
-    """There are fewer contexts than places, for a moment."""
 
 
 class BrowserPool:
-    """The browsers of a process, and one context for each agent that had one lately."""
+    """Browsers and their contexts; `async with` starts and closes it."""
 
     def __init__(
-        self,
-        settings: PoolSettings,
-        *,
-        valid: Valid | None = None,
-        driver: Driver | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, settings: PoolSettings, *, login: Login, valid: Valid | None = None, driver: Driver | None = None
     ) -> None:
-        """Prepare.
+        """Prepare; nothing is started.
 
         Args:
             settings: its bounds.
-            valid: says whether a kept context is still logged in; None: by its ASP.NET cookies.
-            driver: launches browsers; None: Chromium, through Playwright.
-            clock: in seconds; for the age of contexts and browsers.
+            login: the app's.
+            valid: default: ASP.NET session cookies are there, and none has expired.
+            driver: what launches browsers; default: Chromium, by Playwright.
         """
-        self._settings, self._valid, self._clock = settings, valid or asp_net_session, clock
-        self._driver = driver or PlaywrightDriver(settings.chromium)
+        self._settings, self._login, self._valid, self._driver = settings, login, valid or AspNetSession(), driver
+        self._slots: Slots[Kept] = Slots(settings.browsers, settings.contexts)
+        self._budget = LoginBudget(settings.login_budget)
         self._counters = Counters()
-        self._slots = Slots(settings.browsers * settings.contexts)
-        self._budget = LoginBudget(settings.login_budget, clock)
-        self._seats = [
-            Seat(number, self._driver, self._counters, clock, changed=self._seat_changed)
-            for number in range(settings.browsers)
-        ]
-        self._kept: dict[str, Kept] = {}
-
-    async def start(self) -> None:
-        """Launch the first browser, so that what is wrong with it shows now; the others follow when they are needed.
-
-        Raises:
-            ConfigError: there is no Chromium. BrowserError: it does not start.
-        """
-        try:
-            await self._driver.start()
-            await self._seats[0].browser()
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Close all contexts and browsers, also those in use; nothing is launched any more."""
-        for seat in self._seats:
-            seat.shut = True
-        await asyncio.gather(*(seat.end() for seat in self._seats))
-        self._kept.clear()
-        await self._driver.stop()
+        self._hosts: list[Host] = []
+        self._opening = 0
+        self._works: set[asyncio.Task[None]] = set()
+        self._look = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> BrowserPool:
-        """Start."""
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close."""
         await self.close()
+
+    async def start(self) -> None:
+        """Launch all browsers.
+
+        Raises:
+            ConfigError: Playwright or Chromium is missing. BrowserError: a browser does not start; those that did are closed.
+        """
+        driver = self._driver = self._driver or _chromium_driver(self._settings)
+        self._hosts = [Host(number, driver, self._slots, self._counters) for number in range(self._settings.browsers)]
+        try:
+            # All are waited for, also where one fails.
+            for outcome in await asyncio.gather(*(host.start() for host in self._hosts), return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+        except BaseException:
+            await self.close()
+            raise
+        self._looking = asyncio.create_task(self._keep_looking(), name="looks at browsers")
+
+    async def close(self) -> None:
+        """End all browsers, also under those who use them, and start none; who waits gets a `BrowserError`."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="close the browsers")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self._slots.close(CLOSED)
+        self._budget.close(CLOSED)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        await asyncio.gather(*(host.close() for host in self._hosts))
+        if self._driver is not None:
+            await self._driver.close()
+        if self._works:
+            await asyncio.wait(self._works)
 
     @property
     def capacity(self) -> int:
-        """Contexts that can be had: fewer while a browser is down."""
+        """Contexts that can be had now, in use or not: fewer while a browser is down."""
         return self._slots.capacity
 
     def statistics(self) -> PoolStatistics:
-        """Return what it did and has."""
+        """Return what there is and what has been done."""
+        counters = self._counters
         return PoolStatistics(
-            browsers=sum(seat.running for seat in self._seats),
+            browsers=self._settings.browsers,
+            browsers_alive=sum(host.browser is not None for host in self._hosts),
             capacity=self._slots.capacity,
-            contexts=len(self._kept),
-            in_use=len(self._slots.taken),
+            contexts=self._slots.taken,
+            in_use=self._slots.busy - self._opening,
+            opening=self._opening,
+            idle=self._slots.idle,
             waiting=self._slots.waiting,
-            **asdict(self._counters),
+            waiting_for_login=self._budget.waiting,
+            **{name: getattr(counters, name) for name in Counters.__slots__},
         )
 
-    # -- a context for an agent
-
-    async def acquire(self, user_id: str, *, urgent: bool, patience: float, login: LogIn) -> Lease:
-        """Wait for a context of this agent, logged in.
+    async def acquire(self, user_id: str, urgent: bool, timeout: float) -> Lease:  # noqa: ASYNC109  # its own error says what was waited for
+        """Return the agent's context, logged in, and in use until the lease is released.
 
         Args:
-            user_id: the agent; who has its context lets others that ask for it wait.
+            user_id: the agent; while its context is in use, a second call waits for it.
             urgent: goes before all that are not.
-            patience: seconds that it waits for its turn.
-            login: called with the page of a new context, to log in there.
+            timeout: seconds that it waits for its turn, and for a login to be allowed; what follows is bounded by the caller.
 
         Raises:
-            BrowserSaturatedError: it was not its turn in time.
-            BrowserError: no browser starts. BrowserDiedError: it ended meanwhile. Whatever `login` raises.
+            BrowserSaturatedError: it has waited for so long.
+            BrowserDiedError: the browser ended meanwhile; another call may have another one.
+            LoginError: the login failed. BrowserError: no context can be opened, or the pool is closed.
         """
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                await self._slots.take(user_id, urgent=urgent, patience=deadline - time.monotonic())
-            except TimeoutError:
-                self._counters.saturations += 1
-                raise BrowserSaturatedError(
-                    f"no browser context was free for {user_id} within {patience:g} s: "
-                    f"{len(self._slots.taken)} of {self.capacity} are in use"
-                ) from None
-            try:
-                return Lease(self._take_back, await self._still_valid(user_id) or await self._open(user_id, login))
-            except _NoRoomError:
-                self._slots.free(user_id)
-                await asyncio.sleep(NO_ROOM)
-            except BaseException:
-                self._slots.free(user_id)
-                raise
-
-    async def _still_valid(self, user_id: str) -> Kept | None:
-        """Return the agent's kept context if it can be used again; close it if not."""
-        kept = self._kept.get(user_id)
-        if kept is None:
-            return None
-        kept.in_use = True  # before anything is awaited: from here on nobody evicts it
+        deadline = asyncio.get_running_loop().time() + timeout
+        place = await self._place(user_id, urgent, timeout, deadline)
+        self._opening += 1
         try:
-            if (
-                self._clock() - kept.opened_at < self._settings.max_age
-                and await self._valid(kept.context)
-                and kept.alive
-            ):
-                if kept.page.is_closed():
-                    kept.page = await kept.context.new_page()
-                self._counters.reuses += 1
-                return kept
-        except Exception as error:  # noqa: BLE001  # the app's rule, or a browser that has just ended: either way it is not known to be valid
-            logger.debug("the context of %s cannot be used again: %s", user_id, error)
-        except BaseException:
-            kept.in_use = False
-            raise
-        self._counters.expired += 1
-        await self._close(kept)
-        return None
-
-    async def _open(self, user_id: str, login: LogIn) -> Kept:
-        seat = await self._room()
-        browser = context = None
-        try:
-            browser = await seat.browser()
-            context = await browser.new_context()
-            page = await context.new_page()
-            await self._budget.spend()
-            self._counters.logins += 1
-            await login(page)
-            if not browser.connected():
-                raise BrowserDiedError(f"the browser of {user_id} ended while it logged in")
+            kept = await self._logged_in(place, urgent, timeout, deadline)
         except BaseException as error:
-            seat.contexts -= 1
-            if context is not None:
-                await _closed(context)
-            if browser is not None and not browser.connected() and isinstance(error, Exception):
-                raise BrowserDiedError(f"the browser of {user_id} ended while its context was opened") from error
+            died = place.lost or (place.content is not None and place.content.died)
+            await self._to_the_end(self._dropped(place))
+            if self._closing is not None and isinstance(error, Exception):
+                raise BrowserError(CLOSED) from error
+            if died and isinstance(error, Exception) and not isinstance(error, BrowserSaturatedError):
+                raise BrowserDiedError(f"the browser ended while the context of {user_id} was prepared") from error
             raise
-        now = self._clock()
-        kept = self._kept[user_id] = Kept(user_id, seat, context, page, opened_at=now, used_at=now)
+        finally:
+            self._opening -= 1
+        return Lease(kept, lambda keep: self._release(place, kept, keep))
+
+    async def _place(self, user_id: str, urgent: bool, patience: float, deadline: float) -> Place[Kept]:
+        if self._closing is not None:
+            raise BrowserError(CLOSED)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._slots.take(user_id, urgent=urgent)
+        except TimeoutError:
+            self._counters.saturations += 1
+            raise BrowserSaturatedError(self._why_not(user_id, patience)) from None
+
+    def _why_not(self, user_id: str, patience: float) -> str:
+        if self._slots.is_busy(user_id):
+            return f"the browser context of {user_id} was in use for {patience:g} s"
+        if self._slots.capacity == 0:
+            trouble = next((host.trouble for host in self._hosts if host.trouble is not None), "they are started anew")
+            return (
+                f"no browser ran at the end of the {patience:g} s for which {user_id} waited for a context: {trouble}"
+            )
+        return (
+            f"no browser context came free for {user_id} within {patience:g} s, all {self._slots.capacity} are in use; "
+            "try again later, or raise ARCHIBALD_BROWSERS or ARCHIBALD_BROWSER_CONTEXTS"
+        )
+
+    async def _logged_in(self, place: Place[Kept], urgent: bool, patience: float, deadline: float) -> Kept:
+        """Return what is in the place, or what comes into it."""
+        user_id = place.user_id
+        if place.content is not None:
+            if await self._reusable(place.content, user_id):
+                self._counters.reuses += 1
+                return place.content
+            await place.content.close()
+            place.content = None
+        try:
+            # With the place in hand, but before anything is opened in it.
+            async with asyncio.timeout_at(deadline):
+                await self._budget.spend(user_id, urgent=urgent)
+        except TimeoutError:
+            self._counters.saturations += 1
+            raise BrowserSaturatedError(
+                f"no login was left for {user_id} within {patience:g} s; ARCHIBALD_LOGIN_BUDGET allows "
+                f"{self._settings.login_budget} a minute"
+            ) from None
+        browser = self._hosts[place.browser].browser if self._slots.move(place) else None
+        if browser is None:
+            raise BrowserDiedError(f"the browser ended in which {user_id} was to have a context")
+        kept = place.content = Kept(user_id, browser)
+        page = (await kept.opened()).page
+        self._counters.logins += 1
+        try:
+            await self._login(user_id, page)
+            if not await self._is_valid(kept):
+                raise LoginError(
+                    f"the login of {user_id} left no valid session; where it is no ASP.NET one, give the pool a rule of your own"
+                )
+        except Exception as error:
+            self._counters.failed_logins += 1
+            if isinstance(error, ArchibaldError):
+                raise
+            # Further lines of Playwright's hold what was typed, passwords too.
+            reason = str(error).strip().split("\n", 1)[0]
+            raise LoginError(f"the login of {user_id} failed: {type(error).__name__}: {reason}") from error
+        kept.since = asyncio.get_running_loop().time()
         return kept
 
-    async def _room(self) -> Seat:
-        """Return the browser with the fewest contexts, one more counted; where all are full, the least recently used one makes room."""
-        usable = [seat for seat in self._seats if seat.usable]
-        seat = min(usable or self._seats, key=lambda seat: seat.contexts)
-        if seat.contexts < self._settings.contexts:
-            seat.contexts += 1
-            return seat
-        idle = [kept for kept in self._kept.values() if not kept.in_use]
-        if not idle:  # a browser has died since this place was given
-            raise _NoRoomError
-        oldest = min(idle, key=lambda kept: kept.used_at)
-        self._counters.evictions += 1
-        del self._kept[oldest.user_id]
-        try:
-            await _closed(oldest.context)  # it counts on as the new one, so that nobody else takes this room
-        except BaseException:
-            oldest.seat.contexts -= 1
-            raise
-        return oldest.seat
+    async def _reusable(self, kept: Kept, user_id: str) -> bool:
+        if kept.user_id != user_id:
+            self._counters.evictions += 1
+            return False
+        if kept.dead:
+            return False
+        if asyncio.get_running_loop().time() - kept.since >= self._settings.max_age:
+            self._counters.expired += 1
+            return False
+        valid = await self._is_valid(kept)
+        self._counters.invalid += not valid
+        return valid
 
-    async def _take_back(self, kept: Kept, keep: bool) -> None:
+    async def _is_valid(self, kept: Kept) -> bool:
+        answer = self._valid(kept.context.context)
+        return bool(await answer if inspect.isawaitable(answer) else answer)
+
+    async def _release(self, place: Place[Kept], kept: Kept, keep: bool) -> None:
+        if keep and not kept.dead and await self._tidy(kept):
+            self._slots.keep(place)
+        else:
+            self._counters.closed_by_failure += 1
+            await self._dropped(place)
+        self._look.set()
+
+    async def _tidy(self, kept: Kept) -> bool:
         try:
-            if keep and kept.alive:
-                await _tidied(kept)
-                kept.used_at, kept.in_use = self._clock(), False
-            else:
-                self._counters.closed_after_failure += kept.alive
-                await self._close(kept)
+            await kept.context.tidy()
+        except Exception as error:  # noqa: BLE001  # whatever it is: the place must come free
+            logger.info("the browser context of %s is closed: %s", kept.user_id, error)
+            return False
+        return not kept.dead
+
+    async def _dropped(self, place: Place[Kept]) -> None:
+        try:
+            if place.content is not None:
+                await place.content.close()
         finally:
-            self._slots.free(kept.user_id)
-        await self._recycle(kept.seat)
+            place.content = None
+            self._slots.drop(place)
 
-    async def _close(self, kept: Kept) -> None:
-        if self._kept.get(kept.user_id) is kept:
-            del self._kept[kept.user_id]
-            kept.in_use = True  # nobody evicts it a second time
-            if kept.alive:
-                try:
-                    await _closed(kept.context)
-                finally:
-                    kept.seat.contexts -= 1  # not before: while it closes it is there
+    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that goes on though the caller is cancelled."""
+        task = asyncio.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+        await asyncio.shield(task)
 
-    # -- browsers
-
-    async def _recycle(self, seat: Seat) -> None:
-        """End a browser that is too old or too large, if nobody uses it."""
-        kept = [kept for kept in self._kept.values() if kept.seat is seat]
-        if any(one.in_use for one in kept) or len(kept) < seat.contexts or not seat.running:
-            return
-        if (
-            seat.age < self._settings.browser_age
-            and await asyncio.to_thread(seat.memory) < self._settings.browser_bytes
-        ):
-            return
-        if any(one.in_use for one in kept) or seat.contexts > len(kept):
-            return  # somebody has come meanwhile
-        for one in kept:
-            del self._kept[one.user_id]
-            seat.contexts -= 1
-        self._counters.recycled += 1
-        await seat.end()
-
-    def _seat_changed(self, seat: Seat, *, died: bool) -> None:
-        """A browser has ended by itself, or can be had again."""
-        if died:
-            for kept in [kept for kept in self._kept.values() if kept.seat is seat]:
-                kept.alive = False
-                seat.contexts -= 1
-                del self._kept[kept.user_id]
-        self._slots.capacity = sum(seat.usable for seat in self._seats) * self._settings.contexts
+    async def _keep_looking(self) -> None:
+        """Have browsers that are too old or too large started anew, one at a time, when nobody uses them."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._look.wait()
+            except TimeoutError:
+                for host in self._hosts:
+                    if await host.is_due(self._settings.browser_age, self._settings.browser_memory):
+                        self._slots.avoided.add(host.number)
+                if self._driver is not None:
+                    self._driver.reap()
+            self._look.clear()
+            if any(host.browser is None for host in self._hosts):
+                continue
+            for host in self._hosts:
+                if host.number in self._slots.avoided and self._slots.unused(host.number):
+                    host.renew()
+                    break
 
 
-async def _tidied(kept: Kept) -> None:
-    """Close the pages that were opened besides."""
-    for page in kept.context.pages:
-        if page is not kept.page:
-            await _closed(page)
-
-
-async def _closed(context: Any) -> None:
-    """Close a context or a page; one that cannot be closed goes with its browser."""
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(CLOSING):
-            await context.close()
+def _chromium_driver(settings: PoolSettings) -> Driver:
+    try:
+        from archibald_pgq.browser.chromium_driver import ChromiumDriver
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "playwright":
+            raise
+        raise ConfigError("Playwright is not installed; do `pip install 'archibald-pgq[browser]'`") from None
+    return ChromiumDriver(settings.chromium)

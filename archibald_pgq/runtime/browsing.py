@@ -21,15 +21,15 @@ from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.domain.states import Event
-from archibald_pgq.errors import ArchibaldError, BrowserError, ConfigError, UnreachableError
+from archibald_pgq.errors import ArchibaldError, BrowserError, ConfigError, LoginError, UnreachableError
 from archibald_pgq.runtime.context import Ask, JobContext
-from archibald_pgq.runtime.registry import Login, Registry
+from archibald_pgq.runtime.registry import Registry
 from archibald_pgq.store import evidence
 
 if TYPE_CHECKING:
-    from playwright.async_api import Page
+    from playwright.async_api import BrowserContext, Page
 
-    from archibald_pgq.browser import BrowserPool, Lease
+    from archibald_pgq.browser import Lease, PoolSettings
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def prepare(registry: Registry, settings: Settings, ask: Ask) -> Browsers:
     Raises:
         ConfigError: Playwright or Chromium is missing, or with one browser down there would be fewer contexts than consumers.
     """
-    from archibald_pgq.browser import BrowserPool, PoolSettings, check_margin  # no other worker needs them
+    from archibald_pgq.browser import PoolSettings, check_margin  # no other worker needs them
 
     try:
         import playwright.async_api  # noqa: F401  # so that it is missing now, and not with the first job
@@ -66,16 +66,22 @@ def prepare(registry: Registry, settings: Settings, ask: Ask) -> Browsers:
         chromium=settings.chromium,
         login_budget=settings.login_budget,
     )
-    pool = BrowserPool(chosen, valid=registry.valid)
-    return Browsers(pool, registry.login, ask, trace=settings.browser_trace, most_deaths=settings.max_losses)
+    return Browsers(chosen, registry, ask, trace=settings.browser_trace, most_deaths=settings.max_losses)
 
 
 class Browsers:
     """The browsers of one worker process."""
 
-    def __init__(self, pool: BrowserPool, login: Login | None, ask: Ask, *, trace: bool, most_deaths: int) -> None:
-        """Prepare; `most_deaths`: a job whose browser died more often fails."""
-        self._pool, self._login, self._ask, self.trace, self._most_deaths = pool, login, ask, trace, most_deaths
+    def __init__(self, settings: PoolSettings, registry: Registry, ask: Ask, *, trace: bool, most_deaths: int) -> None:
+        """Prepare; `most_deaths`: a job whose browser died so often fails."""
+        from archibald_pgq.browser import BrowserPool
+
+        self._login, self._ask, self.trace, self._most_deaths = registry.login, ask, trace, most_deaths
+        self._pool = BrowserPool(
+            settings, login=self._log_in, valid=registry.valid or (None if self._login else _always)
+        )
+        self._asking: dict[str, JobContext] = {}
+        """Of each agent the run that wants its context now."""
         self._deaths: Counter[int] = Counter()
         """Of each job how often its browser died under it, in this process."""
 
@@ -97,32 +103,35 @@ class Browsers:
         """Return a context of the job's agent, logged in.
 
         Raises:
-            BrowserError: there is none to be had. Whatever the app's login raises.
+            BrowserError: there is none to be had. UnreachableError, LoginRefusedError: from the app's login.
         """
-
-        async def login(page: Page) -> None:
-            if self._login is None:
-                return
-            try:
-                await self._login(ctx, page)
-            except PlaywrightError as error:  # a page that does not come, or not in time: so far nothing was done there
-                raise UnreachableError(f"the login of {job.user_id} met {_first_line(error)}") from error
-
-        from playwright.async_api import Error as PlaywrightError
-
-        urgent = job.policy.job_class is JobClass.WRITE
-        lease = await self._pool.acquire(job.user_id, urgent=urgent, patience=WAIT, login=login)
+        self._asking[job.user_id] = ctx
+        try:
+            lease = await self._pool.acquire(job.user_id, urgent=job.policy.job_class is JobClass.WRITE, timeout=WAIT)
+        finally:
+            self._asking.pop(job.user_id, None)
         tab = Tab(lease, job)
         if self.trace:
             await tab.begin_trace()
         return tab
+
+    async def _log_in(self, user_id: str, page: Page) -> None:
+        from playwright.async_api import Error as PlaywrightError
+
+        if self._login is None:
+            return
+        try:
+            await self._login(self._asking[user_id], page)
+        except PlaywrightError as error:  # a page that does not come, or not in time: so far nothing was done there
+            raise UnreachableError(f"the login of {user_id} met {_first_line(error)}") from error
 
     async def after(
         self, tab: Tab | None, job: ClaimedJob, outcome: Outcome, error: BaseException | None, *, forced: bool
     ) -> Outcome:
         """Take a run's context back, and return what the run comes to; `forced`: its handler was cancelled to make room."""
         if tab is None:  # it got none, and that is no fault of the job's
-            spared = isinstance(error, BrowserError) and outcome.event in TELLING
+            own = isinstance(error, LoginError) or not isinstance(error, BrowserError)
+            spared = not own and outcome.event in TELLING
             return Outcome.gone_back(outcome.error) if spared else outcome
         died = tab.lease.died
         try:
@@ -193,6 +202,11 @@ class Tab:
             path = Path(folder) / "trace.zip"
             await self.lease.context.tracing.stop(path=path)
             return await asyncio.to_thread(path.read_bytes)
+
+
+def _always(_context: BrowserContext) -> bool:
+    """Where an app has no login there is no session to look for."""
+    return True
 
 
 def _first_line(error: Exception) -> str:

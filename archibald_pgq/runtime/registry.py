@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[[JobContext, dict[str, Any]], Awaitable[Any]]
 Login = Callable[[JobContext, "Page"], Awaitable[None]]
-Valid = Callable[["BrowserContext"], Awaitable[bool]]
+Valid = Callable[["BrowserContext"], Awaitable[bool] | bool]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,461 +1,489 @@
-"""The rules of the pool, with browsers in memory: the pool's own code runs, only Chromium does not."""
+"""Who gets which context, who waits, and what is closed: the pool on browsers that are only counted, in time that only passes."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from archibald_pgq.browser import BrowserPool, Lease, PoolSettings, check_margin
-from archibald_pgq.browser import seat as seats
-from archibald_pgq.browser.budget import LoginBudget
-from archibald_pgq.browser.session import session_lives
-from archibald_pgq.browser.slots import Slots
-from archibald_pgq.errors import BrowserDiedError, BrowserError, BrowserSaturatedError, ConfigError
-from tests.browser.memory import MemoryDriver
-from tests.support import PATIENCE
+from archibald_pgq.browser import BrowserPool, PoolSettings, PoolStatistics
+from archibald_pgq.browser.budget import WINDOW
+from archibald_pgq.errors import BrowserError, BrowserSaturatedError, LoginError
+from tests.browser.stage import Stage, of
+from tests.browser.virtual import ended, in_virtual_time, settle
 
 
-class Clock:
-    """Time that stands still until a test moves it; seconds."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Scene:
-    """A pool, and what happens around it."""
-
-    def __init__(self, browsers: int, contexts: int, **settings: Any) -> None:
-        self.driver, self.clock = MemoryDriver(), Clock()
-        self.logins: list[str] = []
-        self.valid = True
-        self.checking: asyncio.Event | None = None
-        """Set: the check of a session waits for it."""
-        self.checked = asyncio.Event()
-        self.pool = BrowserPool(
-            PoolSettings(browsers, contexts, login_budget=10_000, **settings),
-            valid=self._check,
-            driver=self.driver,
-            clock=self.clock,
-        )
-
-    async def _check(self, _context: Any) -> bool:
-        self.checked.set()
-        if self.checking is not None:
-            await self.checking.wait()
-        return self.valid
-
-    async def acquire(self, user: str, *, urgent: bool = False, patience: float = PATIENCE) -> Lease:
-        async def login(_page: Any) -> None:
-            self.logins.append(user)
-
-        return await self.pool.acquire(user, urgent=urgent, patience=patience, login=login)
-
-    async def used(self, user: str, *, keep: bool = True) -> Any:
-        """Use a context for a moment, and return it."""
-        lease = await self.acquire(user)
-        await lease.release(keep=keep)
-        self.clock.now += 1
-        return lease.context
-
-    def waits(self, user: str, *, urgent: bool = False) -> asyncio.Task[Lease]:
-        return asyncio.create_task(self.acquire(user, urgent=urgent))
+@in_virtual_time
+async def test_a_context_is_reused_for_the_same_agent_and_for_no_other() -> None:
+    async with Stage() as stage:
+        first = await stage.used("anna")
+        other = await stage.used("bob")
+        again = await stage.used("anna")
+        assert again is first
+        assert other is not first
+        assert stage.logins == ["anna", "bob"]
 
 
-@pytest.fixture
-async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
-    """A pool of the size that a test names: browsers, contexts of each."""
-    made = Scene(*request.param)
-    await made.pool.start()
-    yield made
-    await made.pool.close()
-    assert made.driver.running() == []
+@in_virtual_time
+async def test_a_new_context_goes_to_the_browser_with_the_fewest() -> None:
+    async with Stage(browsers=3, contexts=3) as stage:
+        leases = [await stage.acquire(f"u{number}") for number in range(6)]
+        assert [len(browser.contexts) for browser in stage.driver.browsers] == [2, 2, 2]
+        for lease in leases:
+            if of(lease).browser is stage.driver.browsers[1]:
+                await lease.release(keep=False)
+        await stage.acquire("late")
+        await stage.acquire("later")
+        assert [len(browser.contexts) for browser in stage.driver.browsers] == [2, 2, 2]
 
 
-def sized(browsers: int, contexts: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("scene", [(browsers, contexts)], indirect=True)
+@in_virtual_time
+async def test_a_context_is_kept_on_success_with_nothing_going_on_in_it_and_closed_on_failure() -> None:
+    async with Stage() as stage:
+        kept = await stage.used("anna", keep=True)
+        assert not kept.closed
+        assert kept.tidied == 1
+        failed = await stage.used("bob", keep=False)
+        assert failed.closed
+        assert await stage.used("bob") is not failed
+        assert stage.logins == ["anna", "bob", "bob"]
 
 
-async def until(scene: Scene, waiting: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while scene.pool.statistics().waiting != waiting:  # noqa: ASYNC110  # the tasks get on at each turn of the loop
+@in_virtual_time
+async def test_a_context_that_cannot_be_tidied_is_not_kept() -> None:
+    async with Stage() as stage:
+        stage.driver.untidy = True
+        assert (await stage.used("anna")).closed
+        assert stage.pool.statistics().contexts == 0
+
+
+@in_virtual_time
+async def test_the_least_recently_used_makes_room_and_never_one_in_use() -> None:
+    async with Stage(contexts=3) as stage:
+        in_use = await stage.acquire("old")
+        first = await stage.used("anna")
+        second = await stage.used("bob")
+        await stage.used("anna")
+        await stage.acquire("carl")
+        assert second.closed
+        await stage.acquire("dora")
+        assert first.closed
+        assert not of(in_use).closed
+        assert stage.pool.statistics().evictions == 2
+
+
+@in_virtual_time
+async def test_all_in_use_waits_first_come_first_served_and_urgent_ones_first() -> None:
+    async with Stage(contexts=1) as stage:
+        held = await stage.acquire("holder")
+        order: list[str] = []
+
+        async def work(user_id: str, urgent: bool) -> None:
+            lease = await stage.acquire(user_id, urgent=urgent)
+            order.append(user_id)
+            await lease.release(keep=True)
+
+        tasks = []
+        for user_id, urgent in (("sync1", False), ("write1", True), ("sync2", False), ("write2", True)):
+            tasks.append(asyncio.create_task(work(user_id, urgent)))
+            await settle()
+        assert order == []
+        assert stage.pool.statistics().waiting == 4
+        await held.release(keep=True)
+        await ended(*tasks)
+        assert order == ["write1", "write2", "sync1", "sync2"]
+
+
+@in_virtual_time
+async def test_a_second_lease_of_the_same_agent_waits_for_the_first_and_lets_others_pass() -> None:
+    async with Stage() as stage:
+        first = await stage.acquire("anna")
+        second = stage.acquiring("anna", urgent=True)
+        await settle()
+        await stage.used("bob")
+        assert not second.done()
+        await first.release(keep=True)
+        assert (await second).context is first.context
+
+
+@in_virtual_time
+async def test_the_second_lease_begins_only_after_the_first_context_is_closed() -> None:
+    async with Stage() as stage:
+        first = await stage.acquire("anna")
+        second = stage.acquiring("anna")
+        stage.driver.closing.hold()
+        release = asyncio.create_task(first.release(keep=False))
+        await settle()
+        assert not second.done()
+        assert stage.logins == ["anna"]
+        stage.driver.closing.let_go()
+        await release
+        assert (await second).context is not first.context
+
+
+@in_virtual_time
+async def test_a_waiter_gets_a_saturation_error_in_time_and_never_a_context_afterwards() -> None:
+    async with Stage(contexts=1) as stage:
+        held = await stage.acquire("holder")
+        began = asyncio.get_running_loop().time()
+        late = stage.acquiring("late", timeout=30)
+        with pytest.raises(BrowserSaturatedError, match=r"late within 30 s, all 1 are in use"):
+            await late
+        assert asyncio.get_running_loop().time() - began == pytest.approx(30, abs=0.1)
+        await held.release(keep=True)
+        await settle()
+        assert stage.logins == ["holder"]
+        statistics = stage.pool.statistics()
+        assert (statistics.in_use, statistics.opening, statistics.idle, statistics.saturations) == (0, 0, 1, 1)
+
+
+@in_virtual_time
+async def test_who_waits_for_the_agents_own_context_is_told_so() -> None:
+    async with Stage() as stage:
+        await stage.acquire("anna")
+        with pytest.raises(BrowserSaturatedError, match=r"^the browser context of anna was in use for 5 s$"):
+            await stage.acquire("anna", timeout=5)
+
+
+@in_virtual_time
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_context_given_to_who_gives_up_in_that_moment_goes_to_the_next(kept: bool) -> None:
+    async with Stage(contexts=1) as stage:
+        held = await stage.acquire("holder")
+        unlucky, next_one = stage.acquiring("unlucky"), stage.acquiring("next")
+        await settle()
+        release = asyncio.create_task(held.release(kept))
+        while stage.pool.statistics().waiting == 2:  # noqa: ASYNC110  # turn by turn of the loop
             await asyncio.sleep(0)
+        unlucky.cancel()  # it has been given the place, and has not seen it
+        await release
+        assert (await next_one).user_id == "next"
+        assert stage.logins == ["holder", "next"]
+        assert unlucky.cancelled()
+        await next_one.result().release(keep=False)
+        assert stage.pool.statistics().contexts == 0
 
 
-# -- reuse
-
-
-@sized(1, 2)
-async def test_a_context_is_used_again_for_the_same_agent_and_for_no_other(scene: Scene) -> None:
-    first = await scene.used("alice")
-    assert await scene.used("alice") is first
-    assert await scene.used("bob") is not first
-    assert scene.logins == ["alice", "bob"]
-
-
-@sized(1, 2)
-async def test_a_context_is_kept_after_a_success_and_closed_after_a_failure(scene: Scene) -> None:
-    first = await scene.used("alice", keep=False)
-    assert first.closed
-    assert await scene.used("alice") is not first
-    assert scene.pool.statistics().closed_after_failure == 1
-
-
-@sized(1, 2)
-async def test_a_context_that_is_too_old_logs_in_again(scene: Scene) -> None:
-    first = await scene.used("alice")
-    scene.clock.now += 1800
-    assert await scene.used("alice") is not first
-    assert first.closed
-    assert scene.logins == ["alice"] * 2
-
-
-@sized(1, 2)
-async def test_a_context_whose_session_is_over_logs_in_again(scene: Scene) -> None:
-    first = await scene.used("alice")
-    scene.valid = False
-    assert await scene.used("alice") is not first
-    assert first.closed
-    assert scene.logins == ["alice"] * 2
-
-
-@pytest.mark.parametrize(
-    ("cookies", "lives"),
-    [
-        ([], False),
-        ([("theme", -1)], False),
-        ([("ASP.NET_SessionId", -1)], True),
-        ([("ASP.NET_SessionId", 101), ("theme", 50)], True),
-        ([("ASP.NET_SessionId", -1), (".ASPXAUTH", 99)], False),
-        ([(".AspNetCore.Cookies", 101)], True),
-    ],
-)
-def test_a_session_lives_while_it_has_its_cookies_and_none_of_them_has_expired(
-    cookies: list[tuple[str, float]], lives: bool
-) -> None:
-    assert session_lives([{"name": name, "expires": expires} for name, expires in cookies], now=100.0) is lives
-
-
-@sized(1, 1)
-async def test_pages_that_a_job_left_open_are_closed_and_one_that_it_closed_is_opened(scene: Scene) -> None:
-    lease = await scene.acquire("alice")
-    other: Any = await lease.context.new_page()
-    await lease.release(keep=True)
-    assert other.closed
-    lease = await scene.acquire("alice")
-    await lease.page.close()
-    await lease.release(keep=True)
-    lease = await scene.acquire("alice")
-    assert not lease.page.is_closed()
-    await lease.release(keep=True)
-
-
-# -- room
-
-
-@sized(3, 5)
-async def test_a_new_context_goes_to_the_browser_with_the_fewest(scene: Scene) -> None:
-    leases = [await scene.acquire(f"user-{n}") for n in range(7)]
-    assert sorted(browser.open for browser in scene.driver.running()) == [2, 2, 3]
-    for lease in leases:
-        await lease.release(keep=True)
-
-
-@sized(1, 3)
-async def test_the_least_recently_used_context_makes_room_and_never_one_in_use(scene: Scene) -> None:
-    held = await scene.acquire("held")  # the oldest
-    first, second = await scene.used("first"), await scene.used("second")
-    await scene.used("first")
-    await scene.used("new")
-    assert second.closed
-    assert not first.closed
-    assert not held.context.closed  # type: ignore[attr-defined]  # in memory
-    await held.release(keep=True)
-    assert scene.pool.statistics().evictions == 1
-
-
-@sized(1, 1)
-async def test_while_all_are_in_use_others_wait_their_turn_and_urgent_ones_go_first(scene: Scene) -> None:
-    lease = await scene.acquire("alice")
-    waiting = [
-        scene.waits("bob"),
-        scene.waits("carol"),
-        scene.waits("dan", urgent=True),
-        scene.waits("erin", urgent=True),
-    ]
-    await until(scene, 4)
-    order = []
-    for _ in waiting:
-        await lease.release(keep=True)
-        done, _ = await asyncio.wait(
-            [task for task in waiting if task not in order], return_when=asyncio.FIRST_COMPLETED
-        )
-        (task,) = done
-        order.append(task)
-        lease = task.result()
-    await lease.release(keep=True)
-    assert order == [waiting[2], waiting[3], waiting[0], waiting[1]]
-
-
-@sized(1, 2)
-async def test_an_agent_whose_context_is_in_use_waits_and_lets_others_pass(scene: Scene) -> None:
-    lease = await scene.acquire("alice")
-    again = scene.waits("alice", urgent=True)
-    await scene.used("bob")
-    assert not again.done()
-    await lease.release(keep=True)
-    second = await again
-    assert second.context is lease.context
-    await second.release(keep=True)
-
-
-@sized(1, 1)
-async def test_who_waits_too_long_is_told_so_and_gets_nothing_later(scene: Scene) -> None:
-    lease = await scene.acquire("alice")
-    with pytest.raises(
-        BrowserSaturatedError, match="no browser context was free for bob within 0 s: 1 of 1 are in use"
-    ):
-        await scene.acquire("bob", patience=0)
-    await lease.release(keep=True)
-    await scene.used("dan")
-    assert scene.logins == ["alice", "dan"]
-    assert scene.pool.statistics().in_use == 0
-    assert scene.pool.statistics().saturations == 1
-
-
-async def test_who_gives_up_at_the_moment_of_the_grant_leaves_the_place_to_the_next() -> None:
-    slots = Slots(1)
-    await slots.take("alice", urgent=False, patience=PATIENCE)
-    gives_up = asyncio.create_task(slots.take("bob", urgent=True, patience=PATIENCE))
-    waits = asyncio.create_task(slots.take("carol", urgent=False, patience=PATIENCE))
-    await asyncio.sleep(0)
-    slots.free("alice")
-    assert slots.taken == {"bob"}
-    gives_up.cancel()
-    await waits
-    assert gives_up.cancelled()
-    assert slots.taken == {"carol"}
-
-
-@sized(1, 1)
-async def test_a_context_is_in_use_before_its_session_is_checked(scene: Scene) -> None:
-    first = await scene.used("alice")
-    scene.checking = asyncio.Event()
-    checks = scene.waits("alice")
-    await scene.checked.wait()
-    other = scene.waits("bob")
-    await until(scene, 1)
-    assert not first.closed  # bob would have evicted it
-    scene.checking.set()
-    lease = await checks
-    assert lease.context is first
-    await lease.release(keep=True)
-    await (await other).release(keep=True)
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("deaths", [0.0, 0.02])
-@sized(2, 3)
-async def test_many_at_once_never_exceed_what_there_may_be(
-    scene: Scene, seed: int, deaths: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(seats, "FIRST_PAUSE", 0.0)
-    dice = random.Random(seed)
-    users: Counter[str] = Counter()
-
-    async def work(user: str) -> None:
-        for _ in range(20):
-            try:
-                lease = await scene.acquire(user, urgent=dice.random() < 0.3)
-            except (BrowserDiedError, ConnectionError):
-                assert deaths
-                continue
-            users[user] += 1
-            assert users[user] == 1
-            for _ in range(dice.randrange(4)):
-                await asyncio.sleep(0)
-            if dice.random() < deaths:
-                dice.choice(scene.driver.running()).die()
-            assert lease.died or not lease.context.closed  # type: ignore[attr-defined]  # in memory
-            users[user] -= 1
-            await lease.release(keep=dice.random() < 0.8)
-
-    await asyncio.gather(*(work(f"user-{dice.randrange(12)}") for _ in range(40)))
-    assert scene.driver.most_open <= 6
-    assert scene.driver.most_in_one <= 3
-    found = scene.pool.statistics()
-    assert (found.in_use, found.waiting) == (0, 0)
-    assert found.contexts == sum(browser.open for browser in scene.driver.running())
-    assert found.contexts == sum(seat.contexts for seat in scene.pool._seats)
-
-
-@sized(1, 1)
-async def test_a_login_that_fails_leaves_no_context_and_no_place_taken(scene: Scene) -> None:
-    async def refused(_page: Any) -> None:
-        raise PermissionError("wrong password")
-
-    with pytest.raises(PermissionError):
-        await scene.pool.acquire("alice", urgent=False, patience=1, login=refused)
-    assert scene.driver.running()[0].open == 0
-    await scene.used("bob")
-
-
-@sized(1, 1)
-async def test_a_context_is_given_back_though_its_caller_is_cancelled(scene: Scene) -> None:
-    lease = await scene.acquire("alice")
-    giving = asyncio.create_task(lease.release(keep=False))
-    await asyncio.sleep(0)
-    giving.cancel()
-    await asyncio.gather(giving, return_exceptions=True)
-    await scene.used("bob")
-    await lease.release(keep=True)  # a second time: nothing
-    assert scene.pool.statistics().in_use == 0
-
-
-# -- browsers
-
-
-@sized(2, 1)
-async def test_a_browser_that_died_takes_its_contexts_along_and_is_started_anew(scene: Scene) -> None:
-    one, other = await scene.acquire("alice"), await scene.acquire("bob")
-    assert scene.pool.capacity == 2
-    scene.driver.launched[0].die()
-    assert one.died
-    assert not other.died
-    assert scene.pool.capacity == 1
-    await one.release(keep=True)
-    async with asyncio.timeout(PATIENCE):
-        while scene.pool.capacity < 2:  # noqa: ASYNC110  # it is started in a task of its own
+@in_virtual_time
+async def test_a_kept_context_taken_for_who_gives_up_in_that_moment_stays_its_agents() -> None:
+    async with Stage(contexts=1) as stage:
+        held = await stage.acquire("holder")
+        unlucky = stage.acquiring("unlucky")
+        await settle()
+        release = asyncio.create_task(held.release(keep=True))
+        while stage.pool.statistics().waiting == 1:  # noqa: ASYNC110  # turn by turn of the loop
             await asyncio.sleep(0)
-    again = await scene.acquire("alice")
-    assert again.context is not one.context
-    await again.release(keep=True)
-    await other.release(keep=True)
-    found = scene.pool.statistics()
-    assert (found.deaths, found.launches, found.browsers, found.in_use) == (1, 3, 2, 0)
+        unlucky.cancel()
+        await ended(release, unlucky)
+        assert (await stage.acquire("holder")).context is held.context
+        assert stage.logins == ["holder"]
 
 
-@sized(1, 1)
-async def test_a_browser_that_does_not_start_again_is_tried_again_and_who_waits_gets_it(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(seats, "FIRST_PAUSE", 0.0)
-    scene.driver.refuses = 3
-    scene.driver.launched[0].die()
-    assert scene.pool.capacity == 0
-    await scene.used("alice")
-    assert scene.pool.capacity == 1
+@in_virtual_time
+async def test_a_context_is_in_use_before_its_session_is_checked() -> None:
+    async with Stage(contexts=1) as stage:
+        context = await stage.used("anna")
+        stage.checking.hold()
+        anna, bob = stage.acquiring("anna"), stage.acquiring("bob")
+        await settle()
+        assert stage.checking.waiting == 1
+        assert not context.closed  # bob found no idle context to evict
+        assert stage.pool.statistics().opening == 1
+        stage.checking.let_go()
+        assert (await anna).context is context
+        assert not bob.done()
+        bob.cancel()
 
 
-@sized(1, 1)
-async def test_a_browser_that_dies_during_a_login_is_what_the_job_is_told(scene: Scene) -> None:
-    async def login(_page: Any) -> None:
-        scene.driver.launched[0].die()
-        raise ConnectionError("target closed")
+@in_virtual_time
+async def test_what_is_being_opened_and_closed_counts() -> None:
+    async with Stage() as stage:
+        stage.driver.opening.hold()
+        tasks = [stage.acquiring(f"u{number}") for number in range(5)]
+        await settle()
+        assert stage.driver.opening.waiting == 2
+        assert stage.pool.statistics().contexts == 2
+        stage.driver.opening.let_go()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done = next(task for task in tasks if task.done())
+        stage.driver.closing.hold()
+        release = asyncio.create_task(done.result().release(keep=False))
+        await settle()
+        assert stage.pool.statistics().contexts == 2
+        assert stage.driver.contexts == 2
+        stage.driver.closing.let_go()
+        await release
+        for task in tasks:
+            task.cancel()
 
-    with pytest.raises(BrowserDiedError, match="the browser of alice ended"):
-        await scene.pool.acquire("alice", urgent=False, patience=PATIENCE, login=login)
-    await scene.used("alice")
+
+@pytest.mark.parametrize("seed", range(12))
+def test_concurrent_acquires_never_exceed_capacity_and_leave_nothing_behind(seed: int) -> None:
+    @in_virtual_time
+    async def play() -> None:
+        chance = random.Random(seed)
+        using: dict[str, int] = {}
+        async with Stage(browsers=3, contexts=2, login_budget=400) as stage:
+
+            async def work(user_id: str) -> None:
+                await asyncio.sleep(chance.random() * 20)
+                lease = await stage.acquire(user_id, urgent=chance.random() < 0.3, timeout=chance.random() * 9)
+                using[user_id] = using.get(user_id, 0) + 1
+                assert using[user_id] == 1
+                try:
+                    await asyncio.sleep(chance.random())
+                    assert of(lease).user_id == user_id or lease.died
+                finally:
+                    using[user_id] -= 1
+                    await lease.release(keep=chance.random() < 0.7)
+
+            async def meddle(tasks: list[asyncio.Task[None]]) -> None:
+                while not all(task.done() for task in tasks):
+                    await asyncio.sleep(chance.random() * 0.5)
+                    if chance.random() < 0.5:
+                        chance.choice(tasks).cancel()
+                    elif chance.random() < 0.2 and stage.driver.running:
+                        chance.choice(stage.driver.running).die()
+                    assert stage.driver.contexts <= stage.pool.statistics().contexts <= 6
+
+            async def slowly() -> None:
+                await asyncio.sleep(chance.random() * 0.3)
+
+            for gate in (stage.login, stage.checking, stage.driver.opening, stage.driver.closing):
+                gate.pass_through = slowly  # type: ignore[method-assign]
+            tasks = [asyncio.create_task(work(f"u{chance.randrange(12)}")) for _ in range(200)]
+            await meddle(tasks)
+            errors = [error for error in await ended(*tasks) if isinstance(error, Exception)]
+            assert [error for error in errors if not isinstance(error, BrowserError)] == []
+            assert len(errors) < len(tasks)
+            await asyncio.sleep(60)
+            assert max(browser.most for browser in stage.driver.browsers) <= 2
+            statistics = stage.pool.statistics()
+            assert (statistics.in_use, statistics.opening, statistics.waiting) == (0, 0, 0)
+            assert statistics.contexts == statistics.idle == stage.driver.contexts
+            assert statistics.browsers_alive == 3
+            assert statistics.reuses > 0
+
+    play()
 
 
-@sized(2, 2)
-async def test_the_close_of_the_pool_ends_all_browsers_and_starts_none(scene: Scene) -> None:
-    leases = [await scene.acquire(f"user-{n}") for n in range(3)]
-    await scene.pool.close()
-    for lease in leases:
+@in_virtual_time
+async def test_an_acquire_that_is_cancelled_during_its_login_closes_the_context_before_anybody_else_has_the_place() -> (
+    None
+):
+    async with Stage(contexts=1) as stage:
+        stage.login.hold()
+        cancelled, next_one = stage.acquiring("anna"), stage.acquiring("bob")
+        await settle()
+        stage.driver.closing.hold()
+        cancelled.cancel()
+        await settle()
+        assert stage.logins == ["anna"]
+        cancelled.cancel()  # once more does not cut the closing
+        await settle()
+        assert cancelled.cancelled()
+        assert stage.driver.contexts == 1
+        stage.driver.closing.let_go()
+        stage.login.let_go()
+        assert (await next_one).user_id == "bob"
+        assert stage.driver.contexts == 1
+        assert stage.driver.browsers[0].most == 1
+
+
+@in_virtual_time
+async def test_a_context_whose_opening_was_given_up_is_closed_once_it_is_open() -> None:
+    async with Stage(contexts=1) as stage:
+        stage.driver.opening.hold()
+        cancelled = stage.acquiring("anna")
+        await settle()
+        cancelled.cancel()
+        await settle()
+        assert stage.pool.statistics().contexts == 1
+        stage.driver.opening.let_go()
+        await ended(cancelled)
+        assert stage.driver.contexts == stage.pool.statistics().contexts == 0
+        assert stage.logins == []
+
+
+@in_virtual_time
+async def test_a_context_that_makes_room_is_closed_to_the_end_though_who_it_makes_room_for_is_cancelled() -> None:
+    async with Stage(contexts=1) as stage:
+        await stage.used("anna")
+        stage.driver.closing.hold()
+        cancelled, next_one = stage.acquiring("bob"), stage.acquiring("carl")
+        await settle()
+        cancelled.cancel()
+        await settle()
+        assert stage.logins == ["anna"]
+        stage.driver.closing.let_go()
+        await next_one
+        assert stage.driver.contexts == stage.driver.browsers[0].most == 1
+
+
+@in_virtual_time
+async def test_a_release_goes_to_its_end_though_its_caller_is_cancelled_and_is_done_once() -> None:
+    async with Stage() as stage:
+        lease = await stage.acquire("anna")
+        stage.driver.closing.hold()
+        release = asyncio.create_task(lease.release(keep=False))
+        await settle()
+        release.cancel()
+        await settle()
+        assert release.cancelled()
+        stage.driver.closing.let_go()
         await lease.release(keep=True)
-    assert scene.driver.running() == []
-    assert len(scene.driver.launched) == 2
-    assert not scene.driver.started
-    with pytest.raises(BrowserError, match="are closed"):
-        await scene.acquire("late")
+        assert of(lease).closed
+        assert stage.driver.closing.passed == 1
+        assert stage.pool.statistics().contexts == 0
 
 
-async def test_a_first_browser_that_does_not_start_is_an_error_of_the_start() -> None:
-    made = Scene(2, 2)
-    made.driver.refuses = 1
-    with pytest.raises(BrowserError, match="it does not start"):
-        await made.pool.start()
-    assert made.driver.running() == []
-    assert not made.driver.started
+@in_virtual_time
+async def test_an_expired_context_logs_in_again_in_a_new_one() -> None:
+    async with Stage(max_age=1800.0) as stage:
+        first = await stage.used("anna")
+        await asyncio.sleep(1799)
+        assert await stage.used("anna") is first
+        await asyncio.sleep(2)  # its age counts from its login, not from its last use
+        assert await stage.used("anna") is not first
+        assert first.closed
+        assert stage.logins == ["anna", "anna"]
+        assert stage.pool.statistics().expired == 1
 
 
-@pytest.mark.parametrize("why", ["age", "memory"])
-@sized(1, 2)
-async def test_an_old_or_large_browser_is_started_anew_when_nobody_uses_it(scene: Scene, why: str) -> None:
-    held = await scene.acquire("alice")
-    if why == "age":
-        scene.clock.now += 4 * 3600
-    else:
-        scene.driver.launched[0].bytes = 1024**3
-    await scene.used("bob")
-    assert len(scene.driver.running()) == 1  # alice is in it
-    await held.release(keep=True)
-    assert scene.driver.running() == []
-    await scene.used("alice")
-    found = scene.pool.statistics()
-    assert (found.recycled, found.deaths, found.launches) == (1, 0, 2)
+@in_virtual_time
+async def test_a_context_whose_session_is_over_logs_in_again_in_a_new_one() -> None:
+    async with Stage() as stage:
+        first = await stage.used("anna")
+        first.valid = False
+        second = await stage.used("anna")
+        assert second is not first
+        assert first.closed
+        assert stage.pool.statistics().invalid == 1
 
 
-# -- bounds
+@in_virtual_time
+async def test_a_rule_may_be_no_coroutine() -> None:
+    stage = Stage()
+    pool = BrowserPool(PoolSettings(), login=stage._log_in, valid=lambda _: True, driver=stage.driver)
+    async with pool:
+        await (await pool.acquire("anna", False, 1)).release(keep=True)
+        await (await pool.acquire("anna", False, 1)).release(keep=True)
+        assert stage.logins == ["anna"]
 
 
-async def test_no_more_logins_begin_within_a_minute_than_the_budget_allows() -> None:
-    clock = Clock()
-    budget = LoginBudget(2, clock)
-    await budget.spend()
-    clock.now += 10
-    await budget.spend()
-    assert budget.left() == 50
-    clock.now += 50
-    assert budget.left() == 0
-    await budget.spend()
-    assert budget.left() == 10
-
-
-@sized(1, 2)
-async def test_a_login_waits_for_the_budget(scene: Scene) -> None:
-    scene.pool._budget = LoginBudget(1, scene.clock)
-    await scene.used("alice")
-    waits = scene.waits("bob")
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert scene.logins == ["alice"]
-    waits.cancel()
-    await asyncio.gather(waits, return_exceptions=True)
-    assert scene.pool.statistics().in_use == 0
-
-
-@pytest.mark.parametrize(
-    ("concurrency", "browsers", "contexts", "enough"),
-    [(10, 3, 5, True), (11, 3, 5, False), (4, 1, 5, True), (5, 1, 5, False), (5, 2, 5, True), (1, 1, 1, False)],
-)
-def test_with_one_browser_down_there_must_be_a_context_for_each_consumer(
-    concurrency: int, browsers: int, contexts: int, enough: bool
-) -> None:
-    if enough:
-        check_margin(concurrency, browsers, contexts)
-    else:
+@in_virtual_time
+async def test_a_login_that_fails_closes_the_context_and_tells_only_the_first_line() -> None:
+    async with Stage() as stage:
+        stage.login_error = RuntimeError("Locator.fill: Timeout\nCall log:\n  - fill('secret')")
         with pytest.raises(
-            ConfigError, match=rf"WORKER_CONCURRENCY is {concurrency}.*lower it, or raise ARCHIBALD_BROWSERS"
+            LoginError, match=r"^the login of anna failed: RuntimeError: Locator.fill: Timeout$"
+        ) as caught:
+            await stage.acquire("anna")
+        assert caught.value.__cause__ is stage.login_error
+        stage.login_error = LoginError("the ERP refuses anna's password")
+        with pytest.raises(LoginError, match=r"^the ERP refuses"):
+            await stage.acquire("anna")
+        assert stage.driver.contexts == stage.pool.statistics().contexts == 0
+        assert stage.pool.statistics().failed_logins == 2
+
+
+@in_virtual_time
+async def test_a_login_that_leaves_no_valid_session_has_failed() -> None:
+    stage = Stage()
+    pool = BrowserPool(PoolSettings(), login=stage._log_in, valid=lambda _: False, driver=stage.driver)
+    async with pool:
+        with pytest.raises(LoginError, match="left no valid session"):
+            await pool.acquire("anna", False, 1)
+        assert stage.driver.contexts == 0
+
+
+@in_virtual_time
+async def test_no_more_logins_start_within_a_minute_than_the_budget_allows_and_the_others_wait() -> None:
+    async with Stage(contexts=10, login_budget=3) as stage:
+        loop = asyncio.get_running_loop()
+        tasks = [stage.acquiring(f"sync{number}") for number in range(5)]
+        await settle()
+        tasks += [stage.acquiring(f"write{number}", urgent=True) for number in range(2)]
+        await settle()
+        assert stage.logins == ["sync0", "sync1", "sync2"]
+        assert stage.pool.statistics().waiting_for_login == 4
+        assert stage.driver.contexts == 3  # nothing is open while it waits
+        began = loop.time()
+        await asyncio.sleep(59)
+        tasks.append(stage.acquiring("late"))
+        await settle()
+        assert len(stage.logins) == 3
+        await asyncio.gather(*tasks)
+        assert stage.logins[3:] == ["write0", "write1", "sync3", "sync4", "late"]
+        assert loop.time() - began == pytest.approx(120, abs=1)
+
+
+@in_virtual_time
+async def test_who_waits_too_long_for_a_login_gets_a_saturation_error_and_costs_nothing() -> None:
+    async with Stage(login_budget=1) as stage:
+        lease = await stage.acquire("anna")
+        with pytest.raises(
+            BrowserSaturatedError, match=r"no login was left for bob within 10 s; ARCHIBALD_LOGIN_BUDGET allows 1"
         ):
-            check_margin(concurrency, browsers, contexts)
+            await stage.acquire("bob", timeout=10)
+        assert stage.pool.statistics().contexts == 1
+        await lease.release(keep=True)
+        assert await stage.used("anna") is lease.context  # a reuse needs no login
+        assert (await stage.acquire("carl", timeout=50.5)).user_id == "carl"
 
 
-@sized(1, 2)
-async def test_the_statistics_tell_what_there_is_and_what_was_done(scene: Scene) -> None:
-    lease = await scene.acquire("alice")
-    found = scene.pool.statistics()
-    assert (found.browsers, found.capacity, found.contexts, found.in_use, found.waiting) == (1, 2, 1, 1, 0)
-    await lease.release(keep=True)
-    await scene.used("alice")
-    found = scene.pool.statistics()
-    assert (found.in_use, found.contexts, found.logins, found.reuses, found.launches) == (0, 1, 1, 1, 1)
+@in_virtual_time
+async def test_a_login_given_to_who_gives_up_in_that_moment_goes_to_the_next() -> None:
+    async with Stage(login_budget=1, contexts=3) as stage:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await stage.used("anna")
+        unlucky = stage.acquiring("unlucky")
+        await settle()
+        next_one = stage.acquiring("next")
+        await settle()
+        # Right behind the timer that gives it the login: within the resolution of the clock, so in the same turn of the loop.
+        loop.call_at(began + WINDOW + 5e-10, unlucky.cancel)
+        assert (await next_one).user_id == "next"
+        assert unlucky.cancelled()
+        assert stage.logins == ["anna", "next"]
+        assert loop.time() < began + WINDOW + 1
+
+
+@in_virtual_time
+async def test_statistics_tell_what_there_is_and_what_was_done() -> None:
+    async with Stage(browsers=2, contexts=1, login_budget=7) as stage:
+        await stage.used("anna")
+        await stage.used("anna")
+        await stage.used("bob", keep=False)
+        held = await stage.acquire("bob")
+        await stage.acquire("carl")
+        waiting = stage.acquiring("dora")
+        await settle()
+        assert stage.pool.statistics() == PoolStatistics(
+            browsers=2,
+            browsers_alive=2,
+            capacity=2,
+            contexts=2,
+            in_use=2,
+            opening=0,
+            idle=0,
+            waiting=1,
+            waiting_for_login=0,
+            logins=4,
+            failed_logins=0,
+            reuses=1,
+            expired=0,
+            invalid=0,
+            evictions=1,
+            closed_by_failure=1,
+            saturations=0,
+            deaths=0,
+            relaunches=0,
+            failed_launches=0,
+            recycled=0,
+        )
+        waiting.cancel()
+        await held.release(keep=True)
+        assert stage.pool.statistics().idle == 1
