@@ -44,7 +44,7 @@ class ChromiumDriver:
         self._playwright: Playwright | None = None
         self._helper: processes.Watched | None = None
         self._starting = asyncio.Lock()
-        self._launching = 0
+        self._launching: set[asyncio.Task[ChromiumBrowser]] = set()
         self._browsers: list[ChromiumBrowser] = []
         self._groups: set[int] = set()
 
@@ -54,13 +54,24 @@ class ChromiumDriver:
         Raises:
             BrowserError: it does not start.
         """
+        # Not cut by a cancellation: then nobody would know what was started.
+        task = asyncio.create_task(self._launch(), name="launch a browser")
+        self._launching.add(task)
+        task.add_done_callback(self._launched)
+        return await asyncio.shield(task)
+
+    def _launched(self, task: asyncio.Task[ChromiumBrowser]) -> None:
+        self._launching.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told; perhaps nobody does
+
+    async def _launch(self) -> ChromiumBrowser:
         async with self._starting:
             self._browsers = [browser for browser in self._browsers if browser.alive]
             if self._helper is not None and not self._helper.alive:
                 await self._stop()
             playwright = self._playwright = self._playwright or await _started()
         browser = None
-        self._launching += 1
         try:
             # Playwright keeps its own timeout, unless its process hangs.
             async with asyncio.timeout(LAUNCHING + 5):
@@ -82,7 +93,6 @@ class ChromiumDriver:
                 await _closed(browser)
             raise BrowserError(f"{self._chromium} does not start as a browser: {_reason(error)}") from error
         finally:
-            self._launching -= 1
             await self._stop_unless_used(playwright)
         return made
 
@@ -105,7 +115,8 @@ class ChromiumDriver:
     async def _stop_unless_used(self, playwright: Playwright) -> None:
         """After a launch that failed, let the next one have another process of Playwright's: this one may be what is wrong."""
         async with self._starting:
-            unused = self._launching == 0 and not any(browser.alive for browser in self._browsers)
+            alone = self._launching <= {asyncio.current_task()}
+            unused = alone and not any(browser.alive for browser in self._browsers)
             if unused and self._playwright is playwright:
                 await self._stop()
 
@@ -113,9 +124,6 @@ class ChromiumDriver:
         """End Playwright's process, by force if need be."""
         playwright, self._playwright = self._playwright, None
         helper, self._helper = self._helper, None
-        if helper is not None and helper.alive:
-            # Also those of a launch that was cut.
-            self._groups |= await asyncio.to_thread(processes.groups_below, helper.pid)
         if playwright is not None:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSING):
@@ -131,6 +139,8 @@ class ChromiumDriver:
 
     async def close(self) -> None:
         """See `Driver.close`."""
+        if self._launching:
+            await asyncio.wait(self._launching, timeout=CLOSING)
         async with self._starting:
             for browser in self._browsers:
                 await browser.close()
@@ -291,4 +301,8 @@ def _reason(error: BaseException) -> str:
         return "it finds no sandbox; allow unprivileged user namespaces (with Docker, by a seccomp profile), or run as root in a container"
     if found := re.search(r"error while loading shared libraries: ([\w.+-]+)", text):
         return f"the library {found[1]} is missing; {HOW}"
+    if found := re.search(r"process did exit: exitCode=(\w+), signal=(\w+)", text):
+        how = f"exit code {found[1]}" if found[2] == "null" else found[2]
+        said = re.findall(r"\]\[err\] (.+)", text)
+        return f"it ended at once, by {how}" + (f", and said last: {said[-1][:200]}" if said else "")
     return text.strip().split("\n", 1)[0] or type(error).__name__

@@ -83,12 +83,6 @@ def child_above(pid: int) -> int:
     return pid
 
 
-def groups_below(pid: int) -> set[int]:
-    """Return the process groups of a process's descendants, without this process's own."""
-    stats = _all()
-    return {stats[one].group for one in _tree(pid, stats) if one in stats} - {os.getpgrp()}
-
-
 def memory_of(pid: int) -> int:
     """Return the bytes that a process and its descendants take, shared ones once; 0 if it has ended."""
     total = 0

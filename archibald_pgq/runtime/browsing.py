@@ -112,7 +112,11 @@ class Browsers:
             self._asking.pop(job.user_id, None)
         tab = Tab(lease, job)
         if self.trace:
-            await tab.begin_trace()
+            try:
+                await tab.begin_trace()
+            except BaseException:
+                await lease.release(keep=False)
+                raise
         return tab
 
     async def _log_in(self, user_id: str, page: Page) -> None:
