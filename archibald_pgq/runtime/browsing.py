@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from archibald_pgq.config import Settings
-from archibald_pgq.domain.evidence import MAX_SCREENSHOT_BYTES, MAX_TRACE_BYTES
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.outcome import Outcome
@@ -188,11 +187,7 @@ class Tab:
         url = None if page.is_closed() else page.url
         screenshot = await _in_time(page.screenshot(timeout=LOOK * 1000)) if url is not None else None
         trace = await _in_time(self._end_trace()) if self._traced else None
-        return (
-            url,
-            screenshot if screenshot and len(screenshot) <= MAX_SCREENSHOT_BYTES else None,
-            trace if trace and len(trace) <= MAX_TRACE_BYTES else None,
-        )
+        return url, screenshot, trace
 
     async def drop_trace(self) -> None:
         """End the recording, of which nothing is wanted: the next run of this context begins its own."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.store.request import Request, Rows, nothing
+from archibald_pgq.store.steps import owner
 
 _OWNER = "%(worker)s, %(lane)s, %(epoch)s, %(job)s"
 _OUTAGE = f"SELECT archibald.note_outage({_OWNER}, CAST(%(reason)s AS text))"
@@ -45,5 +46,5 @@ def _seconds(rows: Rows) -> float:
 
 
 def _params(job: ClaimedJob, worker_id: int, reason: str | None = None) -> dict[str, Any]:
-    params = {"worker": worker_id, "lane": job.lane, "epoch": job.epoch, "job": job.job_id}
+    params = owner(job, worker_id)
     return params if reason is None else {**params, "reason": reason.replace("\x00", "")[:LONGEST_REASON]}

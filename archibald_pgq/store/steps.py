@@ -50,7 +50,7 @@ def begin(
         state, result, age = rows[0]
         return Step(StepState(state), result, age)
 
-    params = {**_owner(job, worker_id), "step": step, "key": key, "token": token}
+    params = {**owner(job, worker_id), "step": step, "key": key, "token": token}
     return Request(_BEGIN, {**params, "verifiable": verifiable, "absent": absent}, read)
 
 
@@ -65,7 +65,7 @@ def finish(job: ClaimedJob, worker_id: int, step: str, key: str | None, result: 
         if not rows[0][0]:
             raise _lost(job, f"the result of the step {step!r} was not written")
 
-    return Request(_FINISH, {**_owner(job, worker_id), "step": step, "key": key, "result": result}, read)
+    return Request(_FINISH, {**owner(job, worker_id), "step": step, "key": key, "result": result}, read)
 
 
 def forget(job: ClaimedJob, worker_id: int, key: str) -> Request[None]:
@@ -79,10 +79,11 @@ def forget(job: ClaimedJob, worker_id: int, key: str) -> Request[None]:
         if rows[0][0] is None:
             raise _lost(job, f"the steps of {key!r} were not forgotten")
 
-    return Request(_FORGET, {**_owner(job, worker_id), "key": key}, read)
+    return Request(_FORGET, {**owner(job, worker_id), "key": key}, read)
 
 
-def _owner(job: ClaimedJob, worker_id: int) -> dict[str, Any]:
+def owner(job: ClaimedJob, worker_id: int) -> dict[str, Any]:
+    """Return the parameters by which the database knows whose a job is."""
     return {"worker": worker_id, "lane": job.lane, "epoch": job.epoch, "job": job.job_id}
 
 
