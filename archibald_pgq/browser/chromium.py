@@ -1,10 +1,11 @@
-"""Where Chromium is on this machine.
+"""Where Chromium is on this machine, and whether there is a Playwright to drive it.
 
 Guarantees: what is found is a file that this user may execute. Must not: start it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,16 @@ _PLAYWRIGHT = (
 _GOOGLE = ("usr/bin/google-chrome-stable", "usr/bin/google-chrome", "opt/google/chrome/chrome")
 
 HOW = "install one (`apt-get install chromium-headless-shell`, or `playwright install chromium`), or name it in ARCHIBALD_CHROMIUM"
+
+
+def require_playwright() -> None:
+    """See that Playwright is there, without the time that importing it takes.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if importlib.util.find_spec("playwright") is None:
+        raise ConfigError("Playwright is not installed; do `pip install 'archibald-pgq[browser]'`")
 
 
 def find_chromium(given: Path | None, environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> Path:

@@ -1,7 +1,7 @@
-"""Browsers and contexts by Playwright.
+"""Launches Chromium by Playwright.
 
-Guarantees: nothing here waits for ever: a browser that does not do in time what it is told is ended by force; its end is seen also where
-Playwright does not tell of it; Playwright's own process is started anew when it has ended. Must not: know whose a context is.
+Guarantees: a launch ends in time, and leaves no process that nobody knows of; Playwright's own process is started anew when it has ended.
+Must not: use a browser.
 """
 
 from __future__ import annotations
@@ -9,23 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
-from collections.abc import Callable
 from pathlib import Path
 
-from playwright.async_api import Browser, BrowserContext, Page, Playwright, async_playwright
+from playwright.async_api import Browser, Playwright, async_playwright
 
 from archibald_pgq.browser import processes
-from archibald_pgq.browser.chromium import HOW, find_chromium
-from archibald_pgq.errors import BrowserDiedError, BrowserError
+from archibald_pgq.browser.chromium import find_chromium
+from archibald_pgq.browser.chromium_browser import CLOSING, ChromiumBrowser, closed, reason
+from archibald_pgq.errors import BrowserError
 
-LAUNCHING, OPENING, CLOSING = 30.0, 30.0, 15.0
-"""Seconds that a browser gets to start, to open a context, and to close one or itself."""
+LAUNCHING = 30.0
+"""Seconds that a browser, or Playwright's own process, gets to start."""
+
+REAPING = 5.0
+"""Seconds that what its processes leave behind gets to end."""
 
 # Playwright raises errors of its own, the system's, and bare exceptions where its process has ended: so `Exception` below.
-
-LEAVING = 5.0
-"""Seconds that a page gets to become empty."""
 
 # Shared memory is small in containers; a browser that is used by a program needs none of it.
 ARGUMENTS = ("--disable-dev-shm-usage",)
@@ -90,8 +89,8 @@ class ChromiumDriver:
                 made = await self._watched(browser)
         except Exception as error:
             if browser is not None:
-                await _closed(browser)
-            raise BrowserError(f"{self._chromium} does not start as a browser: {_reason(error)}") from error
+                await closed(browser)
+            raise BrowserError(f"{self._chromium} does not start as a browser: {reason(error)}") from error
         finally:
             await self._stop_unless_used(playwright)
         return made
@@ -146,129 +145,9 @@ class ChromiumDriver:
                 await browser.close()
             await self._stop()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LEAVING):
+            async with asyncio.timeout(REAPING):
                 while self.reap():  # noqa: ASYNC110  # what its processes leave behind ends a moment after a browser
                     await asyncio.sleep(0.01)
-
-
-class ChromiumBrowser:
-    """One browser: its own process, and Playwright's, without which it is of no use."""
-
-    def __init__(self, browser: Browser, own: processes.Watched, helper: processes.Watched) -> None:
-        """Watch it."""
-        self.pid, self.group = own.pid, own.group
-        self._browser, self._own, self._helper = browser, own, helper
-        self._told: Callable[[], None] | None = None
-        self._ended = False
-        browser.on("disconnected", lambda _: self._end())
-        # Playwright does not tell of the end of its own process.
-        own.on_end(self._end)
-        helper.on_end(self._end)
-
-    @property
-    def alive(self) -> bool:
-        """See `Browser.alive`."""
-        if not self._ended and not (self._browser.is_connected() and self._own.alive and self._helper.alive):
-            self._end()
-        return not self._ended
-
-    def on_end(self, told: Callable[[], None]) -> None:
-        """See `Browser.on_end`."""
-        self._told = told
-        if self._ended:
-            told()
-
-    def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._own.kill_group()  # it may have lost its connection only
-            self._own.close()
-            self._helper.close()
-            if self._told is not None:
-                self._told()
-
-    async def open(self) -> ChromiumContext:
-        """See `Browser.open`."""
-        context = None
-        try:
-            async with asyncio.timeout(OPENING):
-                context = await self._browser.new_context()
-                return ChromiumContext(self, context, await context.new_page())
-        except TimeoutError as error:
-            self._end()
-            raise BrowserDiedError(f"a browser opened no context within {OPENING:g} s, and was ended") from error
-        except Exception as error:
-            if context is not None:
-                await self.close_context(context)
-            if not self.alive:
-                raise BrowserDiedError("the browser ended while it opened a context") from error
-            raise BrowserError(f"a browser context could not be opened: {_reason(error)}") from error
-
-    async def close_context(self, context: BrowserContext) -> None:
-        """Close a context; a browser that cannot do that is ended."""
-        try:
-            async with asyncio.timeout(CLOSING):
-                await context.close()
-        except Exception:  # noqa: BLE001
-            self._end()
-
-    async def memory(self) -> int:
-        """See `Browser.memory`."""
-        return await asyncio.to_thread(processes.memory_of, self.pid) if self.alive else 0
-
-    async def close(self) -> None:
-        """See `Browser.close`."""
-        if not self._ended:
-            await _closed(self._browser)
-            self._end()
-
-
-class ChromiumContext:
-    """One context."""
-
-    def __init__(self, browser: ChromiumBrowser, context: BrowserContext, page: Page) -> None:
-        """With its first page."""
-        self._browser, self._context, self._page = browser, context, page
-        self._crashed = False
-        for one in context.pages:
-            one.on("crash", self._crash)
-        context.on("page", lambda one: one.on("crash", self._crash))
-
-    @property
-    def context(self) -> BrowserContext:
-        """See `Context.context`."""
-        return self._context
-
-    @property
-    def page(self) -> Page:
-        """See `Context.page`."""
-        return self._page
-
-    @property
-    def dead(self) -> bool:
-        """See `Context.dead`."""
-        return self._crashed or not self._browser.alive
-
-    def _crash(self, _: Page) -> None:
-        self._crashed = True
-
-    async def tidy(self) -> None:
-        """See `Context.tidy`."""
-        try:
-            async with asyncio.timeout(LEAVING):
-                if self._page.is_closed():
-                    self._page = await self._context.new_page()
-                for page in self._context.pages:
-                    if page is not self._page:
-                        await page.close()
-                await self._page.goto("about:blank")
-        except Exception as error:
-            raise BrowserError(f"a browser context cannot be kept: {_reason(error)}") from error
-
-    async def close(self) -> None:
-        """See `Context.close`."""
-        if self._browser.alive:
-            await self._browser.close_context(self._context)
 
 
 async def _started() -> Playwright:
@@ -276,13 +155,7 @@ async def _started() -> Playwright:
         async with asyncio.timeout(LAUNCHING):
             return await async_playwright().start()
     except Exception as error:
-        raise BrowserError(f"Playwright does not start: {_reason(error)}") from error
-
-
-async def _closed(browser: Browser) -> None:
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(CLOSING):
-            await browser.close()
+        raise BrowserError(f"Playwright does not start: {reason(error)}") from error
 
 
 def _environment() -> dict[str, str | float | bool]:
@@ -292,17 +165,3 @@ def _environment() -> dict[str, str | float | bool]:
         for name, value in os.environ.items()
         if name != "DATABASE_URL" and not name.startswith(("ARCHIBALD_", "PG"))
     }
-
-
-def _reason(error: BaseException) -> str:
-    """Return the one line of Playwright's that says why; the others may hold what was typed into a page."""
-    text = str(error)
-    if "No usable sandbox" in text or "SUID sandbox helper" in text:
-        return "it finds no sandbox; allow unprivileged user namespaces (with Docker, by a seccomp profile), or run as root in a container"
-    if found := re.search(r"error while loading shared libraries: ([\w.+-]+)", text):
-        return f"the library {found[1]} is missing; {HOW}"
-    if found := re.search(r"process did exit: exitCode=(\w+), signal=(\w+)", text):
-        how = f"exit code {found[1]}" if found[2] == "null" else found[2]
-        said = re.findall(r"\]\[err\] (.+)", text)
-        return f"it ended at once, by {how}" + (f", and said last: {said[-1][:200]}" if said else "")
-    return text.strip().split("\n", 1)[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a pool needs of browsers; `chromium_driver.py` has it from Playwright.
+"""What a pool needs of browsers; `chromium_driver.py` and `chromium_browser.py` have it from Playwright.
 
 Must not: import Playwright.
 """
@@ -28,7 +28,7 @@ class Context(Protocol):
         """True once it cannot be used any more, for its browser or a page of it has crashed."""
 
     async def tidy(self) -> None:
-        """Leave one open page, which is empty, so that nothing in it goes on by itself.
+        """Leave one open page, a new one, so that nothing of the old ones goes on by itself; and no route of the context's.
 
         Raises:
             BrowserError: that did not work.

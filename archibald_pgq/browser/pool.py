@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from archibald_pgq.browser.budget import LoginBudget
+from archibald_pgq.browser.chromium import require_playwright
 from archibald_pgq.browser.driver import Driver
 from archibald_pgq.browser.host import Host
 from archibald_pgq.browser.kept import Kept
@@ -26,7 +27,6 @@ from archibald_pgq.errors import (
     BrowserDiedError,
     BrowserError,
     BrowserSaturatedError,
-    ConfigError,
     LoginError,
 )
 
@@ -300,10 +300,7 @@ class BrowserPool:
 
 
 def _chromium_driver(settings: PoolSettings) -> Driver:
-    try:
-        from archibald_pgq.browser.chromium_driver import ChromiumDriver
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "playwright":
-            raise
-        raise ConfigError("Playwright is not installed; do `pip install 'archibald-pgq[browser]'`") from None
+    require_playwright()
+    from archibald_pgq.browser.chromium_driver import ChromiumDriver
+
     return ChromiumDriver(settings.chromium)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -67,10 +66,9 @@ def _chromium() -> Path:
     Raises:
         ConfigError: there is none.
     """
-    from archibald_pgq.browser.chromium import find_chromium  # no other command needs it
+    from archibald_pgq.browser.chromium import find_chromium, require_playwright  # no other command needs them
 
-    if importlib.util.find_spec("playwright") is None:
-        raise ConfigError("Playwright is not installed: pip install 'archibald-pgq[browser]', or leave --browser away")
+    require_playwright()
     return find_chromium(config.load().chromium)
 
 

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     """It was enqueued with a delay that is not over."""
     RETRY = "retry"
     """It failed, and the wait before its next attempt is not over."""
+    LEFT_ALONE = "left_alone"
+    """It is a sync that has failed again and again, and is not tried for a while."""
     PAUSED = "paused"
     """Somebody paused its agent."""
     AGENT_BUSY = "agent_busy"
@@ -164,6 +166,12 @@ def _not_due(facts: Facts, clock: _Clock) -> _Found:
         attempt = f"attempt {facts.attempt} of {facts.max_attempts}"
         words = f"is not due until {when}, after {attempt} failed: {facts.error}"
         return _Found(Reason.RETRY, words, until=facts.run_after)
+    if facts.breaker_until is not None and facts.run_after <= facts.breaker_until:
+        words = (
+            f"is left alone until {when}, because {facts.kind} failed {facts.breaker_failures} times for {facts.user_id}, "
+            f"the last time with: {facts.breaker_reason}; to let it go on now, resume the agent"
+        )
+        return _Found(Reason.LEFT_ALONE, words, until=facts.run_after)
     return _Found(
         Reason.DELAYED, f"is not due until {when}, because it was enqueued with a delay", until=facts.run_after
     )

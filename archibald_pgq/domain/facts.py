@@ -36,6 +36,7 @@ class Facts:
             that of the agent's first job; since when that transaction is open.
         first_id, first_kind: the due job of its agent that goes first; jobs_before: how many go before this one.
         agents_before: ready agents that go before its own.
+        breaker_failures, breaker_reason, breaker_until: it is a sync that failed so often in a row for its agent, and is left alone.
         live_workers: all; able_workers: those of them that handle its kind; consumers, sync_consumers: how many of theirs there are, and
             syncs may use.
         free_workers, free_for_syncs: able workers with a consumer for it that is free.
@@ -88,6 +89,9 @@ class Facts:
     first_kind: str | None
     jobs_before: int
     agents_before: int
+    breaker_failures: int | None
+    breaker_reason: str | None
+    breaker_until: datetime | None
     live_workers: int
     able_workers: int
     consumers: int

@@ -28,8 +28,11 @@ No fewer are asked for on that account: after a turn that met a stall none would
 AT_HAND = 500
 """Jobs, and lanes, that may wait for consumers: more would make turns long, for which other jobs wait."""
 
-_WEIGHT = 0.2
-"""Of the newest duration in an average."""
+_OF_TURNS = 0.2
+"""Weight of the newest turn in an average."""
+
+_OF_JOBS = 0.05
+"""Of the newest job or lane: with more of it an average follows each stall of the process, and turns are too long after each of them."""
 
 
 class Pace:
@@ -38,6 +41,7 @@ class Pace:
     def __init__(self) -> None:
         """Begin with nothing known: every job comes alone."""
         self._seconds: dict[str, float] = {}
+        self._lanes = 0
         self._lane_seconds = TURN
         self._lane_jobs = float(LARGEST)
         """Until lanes have shown how many jobs they have, each is taken for a full one."""
@@ -52,26 +56,36 @@ class Pace:
         """
         if policy.repeatable and policy.job_class is not JobClass.SYNC:
             known = self._seconds.get(kind, seconds)
-            self._seconds[kind] = known + _WEIGHT * (seconds - known)
+            self._seconds[kind] = known + _OF_JOBS * (seconds - known)
 
     def lane_ended(self, jobs: int, seconds: float) -> None:
         """Learn from the turn of a lane that might have brought several jobs: how many it had, and how long it took."""
-        self._lane_seconds += _WEIGHT * (seconds - self._lane_seconds)
-        self._lane_jobs += _WEIGHT * (jobs - self._lane_jobs)
+        self._lanes += 1
+        weight = max(_OF_JOBS, 1 / self._lanes)  # the first ones count for more: there are no others
+        self._lane_seconds = _above(self._lane_seconds, seconds, weight)
+        self._lane_jobs = _above(self._lane_jobs, jobs, weight)
 
     def turn_ended(self, lanes: int, seconds: float) -> None:
         """Learn from a turn: how many lanes it may have brought, and how long it took."""
         if lanes >= TELLING:
-            self._turn_seconds += _WEIGHT * (seconds / lanes - self._turn_seconds)
+            self._turn_seconds += _OF_TURNS * (seconds / lanes - self._turn_seconds)
 
     def short(self) -> dict[str, int]:
-        """Return the kinds of which a turn may have several jobs, and how many: as many as run in 50 ms, 50 at most."""
-        several = {kind: jobs_for(seconds) for kind, seconds in self._seconds.items()}
+        """Return the kinds of which a turn may have several jobs, and how many: as many as run in 50 ms, 50 at most.
+
+        And not many more than lanes have had: else the first turn after many agents with one job each, which come hundreds at a time, would
+        bring as many times 50, of which most go back.
+        """
+        most = int(2 + 2 * self._lane_jobs)
+        several = {kind: min(jobs_for(seconds), most) for kind, seconds in self._seconds.items()}
         return {kind: jobs for kind, jobs in several.items() if jobs > 1}
 
     def ahead(self, consumers: int) -> int:
-        """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms, and a turn can bring in 50."""
-        busy = consumers * TURN / 2 / max(self._lane_seconds, 1e-6)
+        """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms, and a turn can bring in 50.
+
+        Fewer of long ones: they begin after what runs has ended, which takes as long, and what has not begun after 100 ms goes back.
+        """
+        busy = consumers * max(TURN / 2 / max(self._lane_seconds, 1e-6) - 0.25, 0.1)
         brought = max(LONGEST_TURN / max(self._turn_seconds, 1e-6), TELLING)
         return int(min(busy, AT_HAND / self._lane_jobs, brought))
 
@@ -79,3 +93,8 @@ class Pace:
 def jobs_for(seconds: float) -> int:
     """Return how many jobs of an average of `seconds` fit into a turn: 1 to 50."""
     return max(1, int(min(LARGEST, TURN / seconds))) if seconds > 0 else LARGEST
+
+
+def _above(known: float, new: float, weight: float) -> float:
+    """Return an estimate that grows at once and falls slowly: too much taken is work done twice, too little is one more turn."""
+    return new if new > known else known + weight * (new - known)

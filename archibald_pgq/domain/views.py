@@ -27,6 +27,20 @@ class Doing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """A sync of an agent that has failed again and again, and is not tried for a while.
+
+    Attributes:
+        kind: the operation; until: when it is tried again; failures: in a row; reason: the last one's error.
+    """
+
+    kind: str
+    until: datetime
+    failures: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class AgentRecord:
     """An agent that has something to do, or is paused.
 
@@ -39,6 +53,7 @@ class AgentRecord:
         retry_at: when a job whose agent was locked is tried again.
         paused: whether it is paused; paused_until: until when, None if until somebody resumes it.
         paused_reason: what was said when it was paused.
+        left_alone: its syncs that are not tried for a while, because they failed.
     """
 
     user_id: str
@@ -58,6 +73,7 @@ class AgentRecord:
     paused: bool
     paused_until: datetime | None
     paused_reason: str | None
+    left_alone: list[LeftAlone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +120,8 @@ class WorkerRecord:
         running: jobs that run in it now, of at most `concurrency`.
         kinds: the operations that it has handlers for.
         started_at: when it registered; beat: its last heartbeat; lease_s: seconds.
+        browsers: what its browsers did a heartbeat ago, by the names of `archibald_pgq.browser.PoolStatistics`; None for a
+            worker without.
     """
 
     id: int
@@ -117,3 +135,4 @@ class WorkerRecord:
     started_at: datetime
     beat: datetime
     lease_s: float
+    browsers: dict[str, int] | None

@@ -14,8 +14,8 @@ from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.domain.states import Event
 from archibald_pgq.errors import ArchibaldError, LoginRefusedError, UnreachableError
-from archibald_pgq.runtime.context import Ask
 from archibald_pgq.store import breakers
+from archibald_pgq.store.request import Ask
 
 logger = logging.getLogger(__name__)
 

@@ -7,38 +7,33 @@ browsers or contexts (`archibald_pgq.browser` does).
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
+import json
 import logging
-import tempfile
 from collections import Counter
-from collections.abc import Awaitable
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from archibald_pgq.config import Settings
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.domain.states import Event
-from archibald_pgq.errors import ArchibaldError, BrowserError, ConfigError, LoginError, UnreachableError
-from archibald_pgq.runtime.context import Ask, JobContext
+from archibald_pgq.errors import ArchibaldError, BrowserError, LoginError, UnreachableError
+from archibald_pgq.runtime.context import JobContext
 from archibald_pgq.runtime.registry import Registry
+from archibald_pgq.runtime.tab import Tab
 from archibald_pgq.store import evidence
+from archibald_pgq.store.request import Ask
 
 if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Page
 
-    from archibald_pgq.browser import Lease, PoolSettings
+    from archibald_pgq.browser import PoolSettings
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 WAIT = 60.0
 """Seconds that a job waits for a context before it goes back to its place; with the margin that is checked at the start none waits."""
-
-LOOK = 3.0
-"""Seconds that a screenshot, and a trace, may take."""
 
 TELLING = frozenset({Event.FAIL, Event.RETRY, Event.REVIEW})
 """Outcomes of which it is kept what the page showed."""
@@ -50,14 +45,9 @@ def prepare(registry: Registry, settings: Settings, ask: Ask) -> Browsers:
     Raises:
         ConfigError: Playwright or Chromium is missing, or with one browser down there would be fewer contexts than consumers.
     """
-    from archibald_pgq.browser import PoolSettings, check_margin  # no other worker needs them
+    from archibald_pgq.browser import PoolSettings, check_margin, require_playwright  # no other worker needs them
 
-    try:
-        import playwright.async_api  # noqa: F401  # so that it is missing now, and not with the first job
-    except ImportError:
-        raise ConfigError(
-            "some operations of this app need a browser, and Playwright is not installed: pip install 'archibald-pgq[browser]'"
-        ) from None
+    require_playwright()
     check_margin(settings.worker_concurrency, settings.browsers, settings.browser_contexts)
     chosen = PoolSettings(
         browsers=settings.browsers,
@@ -79,6 +69,8 @@ class Browsers:
         self._pool = BrowserPool(
             settings, login=self._log_in, valid=registry.valid or (None if self._login else _always)
         )
+        self.seen: str | None = None
+        """What they did when somebody looked last, as JSON: `PoolStatistics`."""
         self._asking: dict[str, JobContext] = {}
         """Of each agent the run that wants its context now."""
         self._deaths: Counter[int] = Counter()
@@ -97,6 +89,10 @@ class Browsers:
     def capacity(self) -> int:
         """The contexts that can be had now: fewer while a browser is down."""
         return self._pool.capacity
+
+    def look(self) -> None:
+        """See what they are doing; in the event loop only."""
+        self.seen = json.dumps(dataclasses.asdict(self._pool.statistics()))
 
     async def open(self, job: ClaimedJob, ctx: JobContext) -> Tab:
         """Return a context of the job's agent, logged in.
@@ -162,47 +158,6 @@ class Browsers:
             logger.warning("what job %d last saw could not be kept: %s", tab.job.job_id, error)
 
 
-class Tab:
-    """The context of one run of one job."""
-
-    def __init__(self, lease: Lease, job: ClaimedJob) -> None:
-        """Wrap what the pool gave."""
-        self.lease, self.job = lease, job
-        self._traced = False
-
-    async def begin_trace(self) -> None:
-        """Record what happens, for a run that fails."""
-        await self.lease.context.tracing.start(screenshots=True, snapshots=True)
-        self._traced = True
-
-    async def page(self) -> Page:
-        """Return the page, a new one where the handler has closed it."""
-        if self.lease.page.is_closed():
-            self.lease.page = await self.lease.context.new_page()
-        return self.lease.page
-
-    async def look(self) -> tuple[str | None, bytes | None, bytes | None]:
-        """Return the page's address, a screenshot and the trace, as far as they can be had in time."""
-        page = self.lease.page
-        url = None if page.is_closed() else page.url
-        screenshot = await _in_time(page.screenshot(timeout=LOOK * 1000)) if url is not None else None
-        trace = await _in_time(self._end_trace()) if self._traced else None
-        return url, screenshot, trace
-
-    async def drop_trace(self) -> None:
-        """End the recording, of which nothing is wanted: the next run of this context begins its own."""
-        if self._traced and not self.lease.died:
-            self._traced = False
-            await _in_time(self.lease.context.tracing.stop())
-
-    async def _end_trace(self) -> bytes:
-        self._traced = False
-        with tempfile.TemporaryDirectory(prefix="archibald-trace-") as folder:
-            path = Path(folder) / "trace.zip"
-            await self.lease.context.tracing.stop(path=path)
-            return await asyncio.to_thread(path.read_bytes)
-
-
 def _always(_context: BrowserContext) -> bool:
     """Where an app has no login there is no session to look for."""
     return True
@@ -210,13 +165,3 @@ def _always(_context: BrowserContext) -> bool:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-async def _in_time(taking: Awaitable[T]) -> T | None:
-    """The page may be gone, or busy for ever; whatever it is, the job's outcome does not wait for it."""
-    try:
-        async with asyncio.timeout(LOOK):
-            return await taking
-    except Exception as error:  # noqa: BLE001  # Playwright's own errors, which the core does not know
-        logger.debug("no evidence: %s", error)
-        return None

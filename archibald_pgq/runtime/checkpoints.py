@@ -26,7 +26,7 @@ from archibald_pgq.errors import (
 )
 from archibald_pgq.runtime.reconnect import jittered
 from archibald_pgq.store import steps
-from archibald_pgq.store.request import Request
+from archibald_pgq.store.request import Ask, Request
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ Act = Callable[[], Awaitable[Any]]
 class Checkpoints:
     """The steps of one run of one job."""
 
-    def __init__(self, job: ClaimedJob, worker_id: int, ask: Callable[[Request[Any]], Awaitable[Any]]) -> None:
+    def __init__(self, job: ClaimedJob, worker_id: int, ask: Ask) -> None:
         """Prepare; nothing is asked yet."""
         self._job, self._worker_id, self._ask = job, worker_id, ask
         self._under_way: set[tuple[str, str | None]] = set()

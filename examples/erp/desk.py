@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
-from .scraper import ErpError, LoginRefusedError, Page, UnreachableError
+from .scraper import ErpError, LoginRefusedError, MissingError, Page, UnreachableError
 
 LOGIN = "/login"
 LONGEST_ANSWER = 100.0
@@ -58,4 +58,6 @@ def refusal(method: str, path: str, status: int, sentence: str) -> ErpError:
     text = f"the ERP refused {method} {path}: {sentence} ({status})"
     if status == HTTPStatus.UNPROCESSABLE_ENTITY and path.partition("?")[0] == LOGIN:
         return LoginRefusedError(text)
+    if status == HTTPStatus.NOT_FOUND:
+        return MissingError(text)
     return UnreachableError(text) if status == HTTPStatus.SERVICE_UNAVAILABLE else ErpError(text)

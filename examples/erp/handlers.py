@@ -17,27 +17,25 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from archibald_pgq import Archibald, JobContext, LoginRefusedError, UnreachableError
 
 from . import scraper
 from .client import Erp
 from .desk import Desk
-from .orders import find_order
-from .scraper import ErpError, Page
+from .lookups import deleted, find_customer, find_order, sent
+from .payload import Data, columns_of, customer_code, document_number, order_number, text_of
+from .scraper import Page
 
 if TYPE_CHECKING:
     from playwright.async_api import Page as BrowserPage
 
-Data = dict[str, Any]
-
 app = Archibald()
 erp = Erp()
 
-USUAL_CUSTOMER = "C-001"
 USUAL_LINES = [{"article": "A-001", "quantity": 1}]
 
 
@@ -45,11 +43,8 @@ BROWSER = os.environ.get("ERP_BROWSER") == "1"
 """The agents drive a real browser; else the same pages over HTTP."""
 operation = partial(app.operation, needs_browser=BROWSER)
 
-ONLY_ONCE = {"create-customer"}
-"""What must not be done twice and cannot be looked up: where no answer comes, nobody tries it again by himself."""
-
 SETTLE = 3.0
-"""Seconds after which the ERP has saved an order whose browser has died, or never will."""
+"""Seconds after which the ERP has saved what came from a browser that has died, or never will."""
 
 
 @app.login
@@ -86,14 +81,9 @@ def _told_to_the_queue() -> Iterator[None]:
 @asynccontextmanager
 async def _at_work(ctx: JobContext) -> AsyncIterator[Desk]:
     """The job's agent at its desk in the ERP."""
-    async with AsyncExitStack() as stack:
-        with _told_to_the_queue():
-            desk = await stack.enter_async_context(await _operation(ctx))
-        if ctx.kind in ONLY_ONCE:
+    with _told_to_the_queue():
+        async with await _operation(ctx) as desk:
             yield desk
-        else:
-            with _told_to_the_queue():
-                yield desk
 
 
 async def _operation(ctx: JobContext) -> AbstractAsyncContextManager[Desk]:
@@ -105,44 +95,6 @@ async def _operation(ctx: JobContext) -> AbstractAsyncContextManager[Desk]:
     return desk_in(await ctx.page(), ctx.user_id, await erp.url(), name)
 
 
-def _order(data: Data) -> int:
-    number = data.get("order")
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise ErpError(f'"order" is {number!r}; it must be an order\'s number, such as {{"order": 1001}}')
-    return number
-
-
-def _number(data: Data) -> str:
-    number = data.get("number")
-    if not isinstance(number, str) or not number.isascii() or not number.replace("-", "").isalnum():
-        raise ErpError(f'"number" is {number!r}; it must be a document\'s number, such as {{"number": "D-2001"}}')
-    return number
-
-
-def _customer(data: Data) -> str:
-    code = data.get("customer", USUAL_CUSTOMER)
-    if not isinstance(code, str) or not code.isascii() or not code.replace("-", "").isalnum():
-        raise ErpError(f'"customer" is {code!r}; it must be a customer\'s code, such as {{"customer": "C-001"}}')
-    return code
-
-
-def _text(data: Data, name: str) -> str:
-    text = data.get(name, "")
-    if not isinstance(text, str):
-        raise ErpError(f'"{name}" is {text!r}; it must be a text')
-    return text
-
-
-def _lines(lines: object) -> dict[str, list[str]]:
-    """Return the columns of an order's form; whether the articles exist is for the ERP to say."""
-    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
-        raise ErpError(f'"lines" is {lines!r}; it must be a list such as [{{"article": "A-001", "quantity": 1}}]')
-    return {
-        "article": [str(line.get("article", "")) for line in lines],
-        "quantity": [str(line.get("quantity", 1)) for line in lines],
-    }
-
-
 @operation("submit-order", priority=1, idempotent=True)
 async def submit_order(ctx: JobContext, data: Data) -> Data:
     """Look up the customer, check the lines, place the order: once, whatever happens to this job.
@@ -152,14 +104,14 @@ async def submit_order(ctx: JobContext, data: Data) -> Data:
     number = "" if data.get("order") is None else str(data["order"])
 
     async def make_reference() -> str:
-        return _text(data, "reference") or number or f"job {ctx.job_id}"
+        return text_of(data, "reference") or number or f"job {ctx.job_id}"
 
     typed = {
         "number": number,
         # who retries this job as another one gets the same; to make it has no effect, so that it may be made again
         "reference": await ctx.once("reference", make_reference, verify=make_reference),
-        "customer": _customer(data),
-        **_lines(data.get("lines", USUAL_LINES)),
+        "customer": customer_code(data),
+        **columns_of(data.get("lines", USUAL_LINES)),
     }
     async with _at_work(ctx) as desk:
         await desk.open(f"/customers/{typed['customer']}")
@@ -171,28 +123,29 @@ async def submit_order(ctx: JobContext, data: Data) -> Data:
             order = await desk.submit("/orders/new", "save", typed, shown=checked)
             return int(order.text("number"))
 
-        async def find() -> int | None:
-            return await find_order(desk, typed["reference"])
-
-        saved = await ctx.once("save", save, verify=find, settle=SETTLE)
+        saved = await ctx.once("save", save, verify=partial(find_order, desk, typed["reference"]), settle=SETTLE)
     return {"order": saved, "euro": int(checked.text("total"))}
 
 
 @operation("create-customer")
 async def create_customer(ctx: JobContext, data: Data) -> Data:
-    """Look whether the list can be read, then add the customer."""
-    name = _text(data, "name")
+    """Look whether the list can be read, then add the customer: once, whatever happens to this job."""
+    name = text_of(data, "name")
     async with _at_work(ctx) as desk:
         await desk.open("/customers")
-        customer = await desk.submit("/customers/new", "save", {"name": name})
-    return {"customer": customer.text("code")}
+
+        async def save() -> str:
+            return (await desk.submit("/customers/new", "save", {"name": name})).text("code")
+
+        code = await ctx.once("save", save, verify=partial(find_customer, desk, name), settle=SETTLE)
+    return {"customer": code}
 
 
 @operation("update-customer")
 async def update_customer(ctx: JobContext, data: Data) -> Data:
     """Open the customer and save what has changed."""
-    path = f"/customers/{_customer(data)}/edit"
-    changes = {name: _text(data, name) for name in data.keys() & {"name", "note"}}
+    path = f"/customers/{customer_code(data)}/edit"
+    changes = {name: text_of(data, name) for name in data.keys() & {"name", "note"}}
     async with _at_work(ctx) as desk:
         customer = await desk.submit(path, "save", changes)
     return {"customer": customer.text("code")}
@@ -201,19 +154,23 @@ async def update_customer(ctx: JobContext, data: Data) -> Data:
 @operation("send-to-verona")
 async def send_to_verona(ctx: JobContext, data: Data) -> Data:
     """Open the order and send it; from then on it cannot be changed."""
-    number = _order(data)
+    number = order_number(data)
     async with _at_work(ctx) as desk:
-        order = await desk.submit(f"/orders/{number}", "send")
-    return {"order": number, "state": order.text("state")}
+
+        async def send() -> str:
+            return (await desk.submit(f"/orders/{number}", "send")).text("state")
+
+        state = await ctx.once("send", send, verify=partial(sent, desk, number), settle=SETTLE)
+    return {"order": number, "state": state}
 
 
 @operation("edit-order")
 async def edit_order(ctx: JobContext, data: Data) -> Data:
     """Open the order and save its new lines or note; what is not named stays as it is."""
-    number = _order(data)
-    changes: dict[str, str | list[str]] = {"note": _text(data, "note")} if "note" in data else {}
+    number = order_number(data)
+    changes: dict[str, str | list[str]] = {"note": text_of(data, "note")} if "note" in data else {}
     if "lines" in data:
-        changes.update(_lines(data["lines"]))
+        changes.update(columns_of(data["lines"]))
     async with _at_work(ctx) as desk:
         await desk.submit(f"/orders/{number}/edit", "save", changes)
     return {"order": number}
@@ -222,22 +179,27 @@ async def edit_order(ctx: JobContext, data: Data) -> Data:
 @operation("delete-order")
 async def delete_order(ctx: JobContext, data: Data) -> Data:
     """Open the order and delete it."""
-    number = _order(data)
+    number = order_number(data)
     async with _at_work(ctx) as desk:
-        await desk.submit(f"/orders/{number}", "delete")
+
+        async def delete() -> int:
+            await desk.submit(f"/orders/{number}", "delete")
+            return number
+
+        await ctx.once("delete", delete, verify=partial(deleted, desk, number), settle=SETTLE)
     return {"order": number}
 
 
 @operation("download-ddt-pdf")
 async def download_ddt_pdf(ctx: JobContext, data: Data) -> Data:
     """Fetch a delivery note."""
-    return await _download(ctx, "ddt", _number(data))
+    return await _download(ctx, "ddt", document_number(data))
 
 
 @operation("download-invoice-pdf")
 async def download_invoice_pdf(ctx: JobContext, data: Data) -> Data:
     """Fetch an invoice."""
-    return await _download(ctx, "invoices", _number(data))
+    return await _download(ctx, "invoices", document_number(data))
 
 
 async def _download(ctx: JobContext, what: str, number: str) -> Data:
@@ -252,7 +214,7 @@ async def _download(ctx: JobContext, what: str, number: str) -> Data:
 @operation("sync-order-articles")
 async def sync_order_articles(ctx: JobContext, data: Data) -> Data:
     """Read the lines of one order."""
-    number = _order(data)
+    number = order_number(data)
     async with _at_work(ctx) as desk:
         await desk.open(f"/orders/{number}")
         rows = sum([len(page.rows) async for page in _pages(ctx, desk, f"/orders/{number}/articles")])

@@ -23,6 +23,10 @@ class LoginRefusedError(ErpError):
     """The ERP does not take the login's password; trying again does not help."""
 
 
+class MissingError(ErpError):
+    """The ERP has no such document."""
+
+
 class UnreachableError(ErpError):
     """The ERP cannot be reached, does not answer, or says that it is out of order; later it may be otherwise."""
 

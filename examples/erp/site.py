@@ -202,7 +202,10 @@ class Site:
             # No autoclose: the operation is counted out before the other side hears of the end and begins the next.
             socket = web.WebSocketResponse(autoclose=False)
             self.sessions.prolong(session, socket)
-            await socket.prepare(request)
+            try:
+                await socket.prepare(request)
+            except ConnectionResetError:  # it has died already
+                return web.Response()
             await socket.receive()
         await socket.close()
         return socket

@@ -64,7 +64,10 @@ class Tab:
                 await self.page.goto("about:blank")
                 self._settled = True
         with self._in_words(f"GET {path}"):
-            return await self._show(await self.page.goto(self._url + path, timeout=self.patience), path == LOGIN)
+            answer = await self.page.goto(self._url + path, timeout=self.patience)
+            # Just behind an answer without content, Playwright may lose sight of the request, and say nothing of the page that came.
+            answer = answer or await self.page.goto(self._url + path, timeout=self.patience)
+            return await self._show(answer, path == LOGIN)
 
     async def follow(self, link: str) -> Page:
         """Click the link that the selector `link` finds."""
@@ -149,7 +152,7 @@ class Tab:
         """Return what stands on the screen now that `answer` has come."""
         self.shown = None
         if answer is None:
-            raise ErpError("the browser stayed where it was")
+            raise UnreachableError("the browser stayed where it was")
         path, html = answer.url.removeprefix(self._url), await self.page.content()
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise refusal(answer.request.method, path, answer.status, Page(path, html).message or answer.status_text)

@@ -17,6 +17,8 @@ SCENES = {
     "idle": "--seconds 2",
     "long_run": "--jobs 300 --users 20 --looks 2",
     "daemons": "--daemons 1,2 --users 10 --each 3 --rounds 1",
+    "erp_day": "--http --outage 0",
+    "erp_kills": "--http --orders 12 --kills 1",
     "backlog": "--sizes 100,300 --first 50 --rounds 1",
 }
 

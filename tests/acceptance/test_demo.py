@@ -1,4 +1,4 @@
-"""`archibald-pgq demo` as a person runs it: real processes, a real server of its own, the day four times as fast."""
+"""`archibald-pgq demo` as a person runs it: real processes, a real server of its own, the day eight times as fast."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def given_database(server: Server) -> Iterator[str]:
 def played(folder_of_all: Path, given_database: str) -> subprocess.CompletedProcess[str]:
     """A day on a given database; on one of its own it is played by the tests that disturb it."""
     return subprocess.run(
-        [*DEMO, "--speed", "4", "--json", "--database", given_database],
+        [*DEMO, "--speed", "8", "--json", "--database", given_database],
         env=environment(folder_of_all),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -72,8 +72,11 @@ async def test_when_the_network_loses_everything_in_a_direction_the_agents_go_on
     await faults.until_anew(worker)
     faults.open()
     await faults.until_ended()
+    # Whose words still arrive may give its jobs back itself once its handlers have ended, before it is fenced: no loss of theirs.
+    losses = {1} if to_server else {0, 1}
     for job in held:
-        assert await faults.look.job(job, "state", "losses") == ("completed", 1)
+        state, lost = await faults.look.job(job, "state", "losses")
+        assert (state, lost in losses) == ("completed", True)
     await faults.stop_all()
     await faults.check()
 

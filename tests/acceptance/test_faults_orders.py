@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import psutil
 import pytest
@@ -15,14 +12,9 @@ from archibald_pgq.examples.erp.site import Site, serving
 
 from archibald_pgq import NewJob
 from tests.acceptance.faults import Scene, scene
+from tests.acceptance.placing import APPS, ENDED, STATES, placed
 from tests.chromium import needs_chromium
 from tests.erp import FAST
-
-APPS = {True: "archibald_pgq.examples.erp:app", False: "tests.acceptance.blind_app:app"}
-ENDED = (
-    "SELECT count(*) >= %s FROM archibald.all_jobs WHERE state IN ('completed', 'failed', 'cancelled', 'needs_review')"
-)
-STATES = "SELECT state, count(*) FROM archibald.all_jobs GROUP BY 1"
 
 
 @pytest.fixture
@@ -31,39 +23,10 @@ async def faults(database: str) -> AsyncIterator[Scene]:
         yield made
 
 
-@asynccontextmanager
-async def placed(
-    faults: Scene, orders: int, kills: int, *, looks: bool, browser: bool, seed: int
-) -> AsyncIterator[Site]:
-    """Have `orders` placed by workers of which so many are killed; the ERP answers half a second after it has saved."""
-    dice = random.Random(seed)
-    site = Site(FAST, unique_numbers=False)
-    site.faults = Faults(saved=[Saved(seconds=0.5)])
-    async with serving(site) as url:
-        settings = {
-            "ERP_URL": url,
-            "ERP_BROWSER": int(browser),
-            "ARCHIBALD_MAX_LOSSES": 100,
-            "ARCHIBALD_LOGIN_BUDGET": 10_000,
-        }
-        await faults.app.enqueue_many(
-            [NewJob("submit-order", user_id=f"user-{n % 20}", data={"reference": f"R-{n}"}) for n in range(orders)]
-        )
-        for number in range(kills):
-            worker = await faults.start(f"worker-{number}", of=APPS[looks], **settings)
-            await faults.look.until(ENDED, (number + 1) * orders // (kills + 2))
-            await asyncio.sleep(dice.uniform(0.0, 0.7))  # anywhere in the steps that run now: that is the fault
-            await faults.kill(worker)
-        await faults.start("last", of=APPS[looks], **settings)
-        await faults.look.until(ENDED, orders)
-        await faults.stop_all()
-        yield site
-
-
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("browser", "orders", "kills"),
-    [(False, 40, 4), pytest.param(True, 60, 6, marks=[pytest.mark.long, needs_chromium])],
+    [(False, 30, 3), pytest.param(True, 60, 6, marks=[pytest.mark.long, needs_chromium])],
 )
 async def test_whoever_is_killed_each_order_is_placed_exactly_once(
     faults: Scene, browser: bool, orders: int, kills: int
@@ -77,7 +40,7 @@ async def test_whoever_is_killed_each_order_is_placed_exactly_once(
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("browser", "orders", "kills"),
-    [(False, 40, 4), pytest.param(True, 60, 6, marks=[pytest.mark.long, needs_chromium])],
+    [(False, 30, 3), pytest.param(True, 60, 6, marks=[pytest.mark.long, needs_chromium])],
 )
 async def test_where_nothing_can_be_looked_up_no_order_is_placed_twice_and_a_person_is_asked(
     faults: Scene, browser: bool, orders: int, kills: int

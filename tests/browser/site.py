@@ -10,20 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import psutil
-import pytest
 from aiohttp import web
-
-from archibald_pgq.browser.chromium import find_chromium
-from archibald_pgq.errors import ConfigError
-
-try:
-    CHROMIUM: Path | None = find_chromium(None)
-except ConfigError:
-    CHROMIUM = None
-
-real_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine; the pool's logic is tested without it"
-)
 
 SESSION = "ASP.NET_SessionId"
 PATIENCE = 30.0

@@ -16,12 +16,13 @@ import psutil
 import pytest
 from playwright.async_api import Error
 
-from archibald_pgq.browser import BrowserPool, Lease, PoolSettings, chromium_driver
-from archibald_pgq.browser.chromium_driver import ChromiumBrowser
+from archibald_pgq.browser import BrowserPool, Lease, PoolSettings, chromium_browser
+from archibald_pgq.browser.chromium_browser import ChromiumBrowser
 from archibald_pgq.errors import BrowserError, LoginError
-from tests.browser.site import PATIENCE, SESSION, Site, family, real_browser, serving, until_ended
+from tests.browser.site import PATIENCE, SESSION, Site, family, serving, until_ended
+from tests.chromium import needs_chromium
 
-pytestmark = real_browser
+pytestmark = needs_chromium
 
 
 @pytest.fixture
@@ -102,6 +103,27 @@ async def test_a_kept_context_asks_the_site_for_nothing_and_has_one_page(pool: B
     assert site.logins == ["anna"]
 
 
+async def test_nothing_that_a_user_had_listen_or_routed_in_a_kept_context_is_there_for_the_next(
+    pool: BrowserPool, site: Site
+) -> None:
+    async def mine(route: Any) -> None:
+        await route.fulfill(body="mine")
+
+    heard: list[str] = []
+    lease = await acquire(pool, "anna")
+    await lease.page.route("**/home", mine)
+    await lease.context.route("**/home", mine)
+    lease.page.on("request", lambda request: heard.append(request.url))
+    await lease.page.goto(f"{site.url}/home")
+    assert await lease.page.inner_text("body") == "mine"
+    await lease.release(keep=True)
+    again = await acquire(pool, "anna")
+    await again.page.goto(f"{site.url}/home")
+    assert again.context is lease.context
+    assert await again.page.title() == "anna"
+    assert heard == [f"{site.url}/home"]
+
+
 async def test_an_acquire_that_is_cancelled_at_any_moment_leaves_no_context_in_the_browser(
     pool: BrowserPool, site: Site
 ) -> None:
@@ -175,7 +197,7 @@ async def test_who_works_in_a_browser_that_dies_sees_that_it_died_and_another_ta
 
 
 async def test_a_browser_that_hangs_is_ended_and_replaced(pool: BrowserPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chromium_driver, "CLOSING", 0.2)
+    monkeypatch.setattr(chromium_browser, "CLOSING", 0.2)
     lease = await acquire(pool, "anna")
     pid = browser_of(lease).pid
     os.kill(pid, signal.SIGSTOP)
@@ -185,7 +207,7 @@ async def test_a_browser_that_hangs_is_ended_and_replaced(pool: BrowserPool, mon
 
 
 async def test_a_browser_that_opens_no_context_is_ended(pool: BrowserPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chromium_driver, "OPENING", 0.2)
+    monkeypatch.setattr(chromium_browser, "OPENING", 0.2)
     pids = [host.browser.pid for host in pool._hosts if isinstance(host.browser, ChromiumBrowser)]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from archibald_pgq import Archibald, JobContext, LoginRefusedError, UnreachableError
+from archibald_pgq.domain.explanation import Reason
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime import maintenance
 from archibald_pgq.store import breakers
 from archibald_pgq.store.client import Client
+from tests.commands import call, together
 from tests.hand import hand
 from tests.support import PATIENCE, Look, working
 
@@ -190,6 +195,26 @@ async def test_a_sync_of_an_agent_that_keeps_failing_is_left_alone_and_the_agent
         ) == pytest.approx(seconds, abs=PATIENCE)
         await look.rows("UPDATE archibald.jobs SET run_after = now() WHERE id = %s", later.id)
         await later.wait(PATIENCE)
+
+
+async def test_whoever_looks_is_told_that_a_sync_is_left_alone_until_when_and_why(
+    app: Archibald, database: str, look: Look
+) -> None:
+    declare(app)
+    async with working(app):
+        await failed_syncs(app, look, "fff")
+        waits = await app.enqueue("sync", user_id="alice", data={"fail": False})
+        found = await app.explain(waits.id)
+    assert (found.reason, found.until) == (
+        Reason.LEFT_ALONE,
+        await look.value("SELECT open_until FROM archibald.breakers"),
+    )
+    assert "sync failed 3 times for alice, the last time with: ValueError: no such page" in found.sentence
+    shown, as_json = together([call("agents", *how, database=database) for how in ((), ("--json",))])
+    assert re.search(r"alice +delayed .* due in .*; sync left alone until .*: ValueError: no such page", shown.out)
+    (agent,) = json.loads(as_json.out)
+    assert [(each["kind"], each["failures"]) for each in agent["left_alone"]] == [("sync", 3)]
+    assert datetime.fromisoformat(agent["left_alone"][0]["until"]) == found.until
 
 
 async def test_who_resumes_the_agent_has_its_syncs_tried_again(app: Archibald, look: Look) -> None:

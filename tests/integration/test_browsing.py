@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import json
+import re
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,7 +22,9 @@ from archibald_pgq import (
     JobFailedError,
     LoginRefusedError,
 )
+from archibald_pgq.browser import PoolStatistics
 from tests.chromium import needs_chromium
+from tests.commands import call, together
 from tests.support import PATIENCE, Look, working
 
 pytestmark = needs_chromium
@@ -205,6 +210,24 @@ async def test_a_system_that_cannot_be_reached_by_a_login_is_an_outage(
         await driving.resume_agent("alice")
         assert await job.wait(PATIENCE) == "alice"
     assert (await job.record()).attempt == 1
+
+
+async def test_whoever_looks_sees_what_a_workers_browsers_are_doing(
+    driving: Archibald, database: str, look: Look
+) -> None:
+    async with working(driving):
+        job = await driving.enqueue("look", user_id="alice", data={"then": "wait"})
+        await look.until("SELECT browsers ->> 'in_use' = '1' FROM archibald.workers")
+        shown, as_json = await asyncio.to_thread(
+            together, [call("workers", *how, database=database) for how in ((), ("--json",))]
+        )
+        assert re.search(r"jobs +browsers +contexts +started", shown.out)
+        assert re.search(r" 1/10 +3/3 +1/15 ", shown.out)
+        await driving.cancel(job.id)
+        await look.until("SELECT browsers ->> 'closed_by_failure' = '1' FROM archibald.workers")
+    (worker,) = json.loads(as_json.out)
+    assert set(worker["browsers"]) == {field.name for field in dataclasses.fields(PoolStatistics)}
+    assert (worker["browsers"]["logins"], worker["browsers"]["contexts"]) == (1, 1)
 
 
 async def test_all_browsers_end_with_the_worker(driving: Archibald) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
@@ -18,12 +17,13 @@ from archibald_pgq.examples.erp.client import Erp
 from archibald_pgq.examples.erp.desk import Desk
 from archibald_pgq.examples.erp.faults import SAYS_SO, SILENT, Faults, Saved
 from archibald_pgq.examples.erp.ledger import Ledger
-from archibald_pgq.examples.erp.orders import find_order
+from archibald_pgq.examples.erp.lookups import find_order
 from archibald_pgq.examples.erp.scraper import ErpError, LoginRefusedError, UnreachableError
 from archibald_pgq.examples.erp.sessions import SESSION_COOKIE, TICKET_COOKIE
 from archibald_pgq.examples.erp.site import Site, serving
 
 from archibald_pgq.domain.operations import CATALOGUE
+from tests.chromium import CHROMIUM, needs_chromium
 from tests.erp import FAST, Gate
 from tests.erp_work import DATA, RESULT, Disturbed, context
 
@@ -31,11 +31,7 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, Page
 
 pytest.importorskip("playwright.async_api", reason="playwright is not installed, which drives the browser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine's PATH"),
-]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs_chromium]
 
 
 @asynccontextmanager

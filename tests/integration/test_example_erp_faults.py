@@ -15,14 +15,16 @@ import aiohttp
 import pytest
 from archibald_pgq.examples.erp import handlers
 from archibald_pgq.examples.erp.admin import PATH
-from archibald_pgq.examples.erp.client import Erp
+from archibald_pgq.examples.erp.client import Erp, HttpDesk
 from archibald_pgq.examples.erp.faults import SAYS_SO, SILENT, Faults, Saved
-from archibald_pgq.examples.erp.orders import find_order
+from archibald_pgq.examples.erp.lookups import deleted, find_customer, find_order, sent
 from archibald_pgq.examples.erp.scraper import ErpError, LoginRefusedError, UnreachableError
 from archibald_pgq.examples.erp.site import Site, serving
 
+from archibald_pgq import Archibald
 from tests.erp import FAST, browser, get, post, signed_in, stats
-from tests.erp_work import context
+from tests.erp_work import context, handler_of
+from tests.support import PATIENCE, Look, working
 
 ORDER = {"customer": "C-001", "article": "A-001", "quantity": "1", "reference": "R-7"}
 
@@ -89,6 +91,53 @@ async def test_a_number_that_is_taken_is_refused_or_the_order_gets_the_next_one_
             assert result["order"] == 1051
 
     assert site.ledger.orders == {("alice", "7"): 1 if unique else 2}
+
+
+async def test_each_effect_can_be_looked_up_before_and_after_it_happened(url: str) -> None:
+    async with Erp(url).operation("alice", "job 1") as desk:
+        placed = await desk.submit("/orders/new", "save", ORDER)
+        number = int(placed.text("number"))
+        assert await find_customer(desk, "Studio Rossi") is None
+        assert (await sent(desk, number), await deleted(desk, number)) == (None, None)
+
+        customer = await desk.submit("/customers/new", "save", {"name": "Studio Rossi"})
+        await desk.submit(f"/orders/{number}", "send")
+        other = int((await desk.submit("/orders/new", "save", {**ORDER, "reference": "R-8"})).text("number"))
+        await desk.submit(f"/orders/{other}", "delete")
+
+        assert await find_customer(desk, " Studio Rossi ") == customer.text("code")
+        assert await sent(desk, number) == "sent"
+        assert await deleted(desk, other) == other
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("create-customer", {"name": "Studio Rossi"}),
+        ("send-to-verona", {"order": 1001}),
+        ("delete-order", {"order": 1001}),
+    ],
+)
+async def test_an_effect_whose_answer_was_lost_is_not_asked_of_the_erp_again(
+    app: Archibald, look: Look, url: str, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, dict[str, Any]]
+) -> None:
+    kind, data = asked
+    posted: list[str] = []
+    submit = HttpDesk.submit
+
+    async def lost(self: HttpDesk, path: str, action: str, values: Any = None, shown: Any = None) -> Any:
+        posted.append(action)
+        await submit(self, path, action, values, shown)
+        raise UnreachableError("the answer was lost")
+
+    monkeypatch.setattr(HttpDesk, "submit", lost)
+    monkeypatch.setattr(handlers, "erp", Erp(url))
+    monkeypatch.setattr(handlers, "SETTLE", 0.0)
+    app.operation(kind)(handler_of(kind))
+    async with working(app):
+        await (await app.enqueue(kind, user_id="alice", data=data)).wait(PATIENCE)
+    assert len(posted) == 1
+    assert await look.rows("SELECT state, attempt FROM archibald.job_history") == [("completed", 1)]
 
 
 async def test_an_order_without_a_reference_is_never_one_that_was_placed_twice(url: str, site: Site) -> None:
