@@ -14,10 +14,15 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from archibald_pgq.cli import main
+
+# What commands import only once they need it: here already, or each fork would do it anew.
+for _name in ("pydantic.type_adapter", "alembic.command", "archibald_pgq.store.tables", "archibald_pgq.store.doctor"):
+    import_module(_name)
 
 PR_SET_PDEATHSIG = 1
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +19,13 @@ from typing import Any
 import psycopg
 
 from archibald_pgq.errors import DatabaseError, SchemaError
+from archibald_pgq.processes.forking import opening
 from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
 from archibald_pgq.store.dsn import redacted, with_options
 from archibald_pgq.store.embedded.programs import OLDEST
 from archibald_pgq.store.sql import statement
 
-CODE_REVISION = "0008"
+CODE_REVISION = "0010"
 """The schema revision that this code was written for."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -73,6 +76,18 @@ SELECT CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
 NO_SCHEMA = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 
 
+_one_at_a_time = threading.Lock()
+"""Alembic keeps what it works on in globals: two apps of one process must not migrate at the same time."""
+
+
+def _renew() -> None:
+    global _one_at_a_time  # noqa: PLW0603  # in a forked child: the thread that held it is not there
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
 def upgrade(dsn: str, say: Callable[[str], None] = lambda _: None) -> None:
     """Bring the database at `dsn` to this code's schema; does nothing where it is already there. `say` hears why it takes longer.
 
@@ -104,15 +119,18 @@ def _holder(dsn: str) -> str:
 
 
 def _upgrade(dsn: str) -> None:
-    # Imported here: Alembic is slow to import, and most commands have nothing to migrate.
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util.exc import CommandError
+    # Imported here: Alembic is slow to import, and most commands have nothing to migrate. A child that is forked meanwhile would wait
+    # for a module that is half imported.
+    with opening():
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util.exc import CommandError
 
     config = Config(str(ALEMBIC_INI), stdout=io.StringIO())
     config.attributes["dsn"] = dsn
     try:
-        command.upgrade(config, "head")
+        with _one_at_a_time:
+            command.upgrade(config, "head")
     except CommandError:
         raise SchemaError(
             f"the schema archibald at {redacted(dsn)} is newer than this code; upgrade archibald-pgq"

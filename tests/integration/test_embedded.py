@@ -530,7 +530,7 @@ def test_ordinary_user_needs_nothing_of_root(place: Path, commands: Commands) ->
     home = place / "home"
     home.mkdir()
     programs = wheel_under(place)  # the real one may lie where only root can read
-    for source in ("errors.py", "store/embedded"):
+    for source in ("errors.py", "processes/forking.py", "store/embedded"):
         target = place / "archibald_pgq" / source
         if (REPOSITORY / "archibald_pgq" / source).is_dir():
             shutil.copytree(REPOSITORY / "archibald_pgq" / source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -37,6 +39,7 @@ from archibald_pgq import (
     WaitTimeoutError,
 )
 from tests.commands import Ended, environment
+from tests.integration.test_embedded import until
 from tests.integration.test_embedded_default import data_dir, stopped
 from tests.support import Look, Stage, working
 
@@ -601,8 +604,8 @@ def test_a_child_of_a_process_that_used_the_app_shares_no_socket_with_it(databas
             assert not (sockets() & theirs) - of_the_loop
             with app.sync as queue:
                 queue.enqueue("submit-order", user_id="bob")
-                with queue._open()._pool.connection() as mine:
-                    assert mine.execute("SELECT pg_backend_pid()").fetchone()[0] != before
+                mine = queue._open()._pool._idle[0]
+                assert mine.execute("SELECT pg_backend_pid()").fetchone()[0] != before
             asyncio.run(app.enqueue("submit-order", user_id="bob"))
             gc.collect()
             os._exit(0)
@@ -624,6 +627,7 @@ def test_a_child_of_a_process_that_used_the_app_shares_no_socket_with_it(databas
 
 
 def test_a_fork_while_other_threads_enqueue_stops_nobody(database: str, tmp_path: Path) -> None:
+    """Half of them connect for each: OpenSSL's locks were what a child waited for."""
     ended = forking(
         """
         stop = threading.Event()
@@ -632,13 +636,19 @@ def test_a_fork_while_other_threads_enqueue_stops_nobody(database: str, tmp_path
             while not stop.is_set():
                 app.sync.enqueue("submit-order", user_id="alice")
 
+        def connect():
+            own = Archibald()
+            while not stop.is_set():
+                with own.sync as queue:
+                    queue.enqueue("submit-order", user_id="alice")
+
         def work():
             with app.sync as queue:
                 queue.enqueue("submit-order", user_id="bob")
             gc.collect()
             os._exit(0)  # the interpreter's own end takes its time
 
-        threads = [threading.Thread(target=enqueue) for _ in range(4)]
+        threads = [threading.Thread(target=act) for act in (enqueue, connect) * 2]
         for thread in threads:
             thread.start()
         for _ in range(20):
@@ -653,6 +663,99 @@ def test_a_fork_while_other_threads_enqueue_stops_nobody(database: str, tmp_path
         database,
     )
     assert ended == Ended(0, "20\n", "")
+
+
+@pytest.mark.parametrize(("leaves", "found"), [(True, "whole"), (False, "half made")])
+def test_a_fork_waits_for_what_another_thread_is_opening_but_not_for_ever(
+    leaves: bool, found: str, tmp_path: Path
+) -> None:
+    ended = forking(
+        f"""
+        import time
+        from archibald_pgq.processes.forking import LONGEST, opening
+
+        entered, never = threading.Event(), threading.Event()
+        made = "half made"
+
+        def make():
+            global made
+            with opening():
+                entered.set()
+                never.wait(LONGEST / 4 if {leaves} else None)
+                made = "whole"
+
+        threading.Thread(target=make, daemon=True).start()
+        entered.wait()
+        in_child(lambda: print(made, flush=True))
+        os._exit(0)
+        """,
+        tmp_path,
+    )
+    assert ended == Ended(0, f"{found}\n", "")
+
+
+def test_children_that_are_forked_while_the_embedded_server_is_being_joined_do_not_hold_it(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """The parent is killed: it says goodbye to nobody, and the supervisor sees its end, and whoever comes next finds the lock free."""
+    ended = forking(
+        """
+        import signal
+
+        joining = threading.Thread(target=app.sync.enqueue, args=("submit-order",), kwargs={"user_id": "alice"})
+        joining.start()
+        while joining.is_alive():
+            pid = os.fork()
+            if pid == 0:
+                os.close(1)
+                os.close(2)
+                signal.pause()
+            print(pid, flush=True)
+            joining.join(0.02)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        tmp_path,
+        ARCHIBALD_DATA_DIR=str(data_dir),
+    )
+    children = [int(pid) for pid in ended.out.split()]
+    try:
+        assert (ended.code, ended.err) == (-signal.SIGKILL, "")
+        assert len(children) > 5
+        until(lambda: stopped(data_dir), "the server stops")
+        followed = script(
+            "from archibald_pgq import Archibald\nwith Archibald().sync as queue: print(len(queue.jobs()))",
+            tmp_path,
+            ARCHIBALD_DATA_DIR=str(data_dir),
+        )
+        assert followed == Ended(0, "1\n", "")
+        assert all(Path(f"/proc/{pid}").exists() for pid in children)
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_two_apps_of_one_process_start_and_migrate_the_embedded_server_at_the_same_time(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    ended = script(
+        """
+        import threading
+        from archibald_pgq import Archibald
+
+        apps = [Archibald() for _ in range(4)]
+        threads = [threading.Thread(target=each.sync.enqueue, args=("submit-order",), kwargs={"user_id": "alice"}) for each in apps]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(len(apps[0].sync.jobs()))
+        for each in apps:
+            each.sync.close()
+        """,
+        tmp_path,
+        ARCHIBALD_DATA_DIR=str(data_dir),
+    )
+    assert ended == Ended(0, "4\n", "")
 
 
 def test_a_first_use_imports_nothing(tmp_path: Path) -> None:

@@ -103,11 +103,9 @@ class EmbeddedServer:
         return None
 
     def _forget(self) -> None:
-        """In a forked child: let go of the connection, which is the parent's, without a word to the supervisor."""
-        connection, self._connection = self._connection, None
+        """In a forked child: have no connection; the parent's is closed there."""
+        self._connection = None
         self._guard = threading.Lock()  # another thread of the parent may have held it
-        if connection is not None:
-            connection.close()
 
 
 _joined: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
@@ -118,7 +116,7 @@ def _forget_all() -> None:
         server._forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)  # exec closes the connections by itself, a plain fork would hold them
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def join(data_dir: Path, programs: Programs | None = None, settings: Mapping[str, str] | None = None) -> EmbeddedServer:

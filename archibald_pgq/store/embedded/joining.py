@@ -2,7 +2,8 @@
 
 Owns: the commands' half of the conversation (connect, greeting) and the lock of those who start. Guarantees: of
 commands that start at the same moment one starts a supervisor and the others join it; a supervisor that is just ending
-is waited for; after two minutes without a server there is an error, never a hang. Must not: hold a connection itself.
+is waited for; after two minutes without a server there is an error, never a hang; a forked child holds neither a connection nor the
+lock of its parent, also where the parent was just joining. Must not: hold a connection itself.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from archibald_pgq.errors import DatabaseError
+from archibald_pgq.processes.forking import opening
 from archibald_pgq.store.embedded.account import prepare_folder
 from archibald_pgq.store.embedded.layout import Layout
 from archibald_pgq.store.embedded.programs import Programs
@@ -31,6 +34,27 @@ _JOIN_SECONDS = 120.0  # recovery after a crash of the machine may take long
 _POLL = 0.02
 # What the server may know of this process's surroundings: a long life and another user are no place for its secrets.
 _PASSED_ON = ("PATH", "HOME", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+T = TypeVar("T", socket.socket, BinaryIO)
+
+_inherited: weakref.WeakSet[socket.socket | BinaryIO] = weakref.WeakSet()
+
+
+def _not_inherited(make: Callable[[], T]) -> T:
+    """Make something that a child closes: exec does so by itself, a plain fork would hold it."""
+    with opening():
+        made = make()
+        _inherited.add(made)
+        return made
+
+
+def _close_inherited() -> None:
+    for each in list(_inherited):
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def attach(layout: Layout, programs: Programs, settings: Mapping[str, str]) -> tuple[socket.socket, Programs]:
@@ -79,7 +103,7 @@ def _attach(
 
 def connect(layout: Layout) -> socket.socket | None:
     """A connection to the supervisor; None if none listens (or it is another user's, which its folder then says)."""
-    connection = socket.socket(socket.AF_UNIX)
+    connection = _not_inherited(lambda: socket.socket(socket.AF_UNIX))
     try:
         connection.connect(os.fspath(layout.supervisor_socket))
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, PermissionError):
@@ -92,21 +116,23 @@ def _start(
     layout: Layout, programs: Programs, settings: Mapping[str, str], deadline: float
 ) -> tuple[socket.socket, dict[str, Any]]:
     """Start a supervisor; this process is its first command, so that it ends should this process die meanwhile."""
-    ours, theirs = socket.socketpair()
     boot = Path(__file__).with_name("boot.py")
     arguments = [*map(os.fspath, (layout.root, programs.bin)), str(programs.major), json.dumps(dict(settings))]
-    with theirs, _private(layout.log) as log:
-        # S603: our own file, run by our own interpreter. It returns at once: the supervisor detaches itself.
-        subprocess.run(
-            [sys.executable, "-I", "-S", "-X", "utf8", os.fspath(boot), *arguments],
-            stdin=theirs.fileno(),
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {"LC_ALL": "C"},
-            start_new_session=True,  # Ctrl-C in this terminal is for this command
-            check=True,
-        )
+    with opening():
+        ours, theirs = socket.socketpair()
+        _inherited.update((ours, theirs))
+        with theirs, _private(layout.log) as log:
+            # S603: our own file, run by our own interpreter. It returns at once: the supervisor detaches itself.
+            subprocess.run(
+                [sys.executable, "-I", "-S", "-X", "utf8", os.fspath(boot), *arguments],
+                stdin=theirs.fileno(),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {"LC_ALL": "C"},
+                start_new_session=True,  # Ctrl-C in this terminal is for this command
+                check=True,
+            )
     greeting = _greeting(layout, ours, deadline)
     if greeting is None:
         ours.close()
@@ -163,7 +189,7 @@ def _private(path: Path) -> BinaryIO:
 @contextmanager
 def _only_starter(layout: Layout, deadline: float) -> Iterator[None]:
     """Be the one command that may start a supervisor now."""
-    with _private(layout.joining_lock) as lock:
+    with _not_inherited(lambda: _private(layout.joining_lock)) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
