@@ -11,7 +11,7 @@ from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.states import State
-from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, WorkerRecord
+from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, LeftAlone, WorkerRecord
 from archibald_pgq.errors import (
     AgentBacklogError,
     ArchibaldError,
@@ -65,6 +65,7 @@ __all__ = [
     "JobNeedsReviewError",
     "JobRecord",
     "JobStateError",
+    "LeftAlone",
     "LoginError",
     "LoginRefusedError",
     "NewJob",

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -55,12 +56,23 @@ def server(pytestconfig: pytest.Config) -> Iterator[servers.Server]:
 
 
 @pytest.fixture(scope="session")
-def template(server: servers.Server) -> str:
-    """The name of a database that has been migrated to head; copied, never connected to."""
+def migrated() -> set[str]:
+    """The templates that there are on the server of this run."""
+    return set()
+
+
+@pytest.fixture
+def template(server: servers.Server, migrated: set[str]) -> str:
+    """The name of a database that has been migrated to head; copied, never connected to.
+
+    It is today's: migrating makes the history's partitions from its day on, and a run may pass midnight.
+    """
     from archibald_pgq.store import migrations
 
-    name = "migrated"
-    migrations.upgrade(server.create_database(name))
+    name = f"migrated_{datetime.now(UTC):%Y%m%d}"
+    if name not in migrated:
+        migrations.upgrade(server.create_database(name))
+        migrated.add(name)
     return name
 
 

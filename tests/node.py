@@ -13,6 +13,9 @@ PROGRAM = Path(__file__).with_name("node_insert.js")
 
 INSTALL_SECONDS = 120
 
+# Without a network npm would try again for over a minute.
+QUIETLY = ("--silent", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-retry-mintimeout=1000")
+
 
 class NoNodeError(Exception):
     """Node, npm or the package is not to be had; the text says which."""
@@ -27,7 +30,7 @@ def install(folder: Path) -> None:
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             raise NoNodeError(f"there is no {program}")
-    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", os.fspath(folder), "pg@8"]
+    install = ["npm", "install", *QUIETLY, "--prefix", os.fspath(folder), "pg@8"]
     try:
         subprocess.run(install, check=True, capture_output=True, cwd=folder, timeout=INSTALL_SECONDS)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +45,15 @@ def print_json(value: object) -> None:
 def as_json(record: DataclassInstance) -> dict[str, Any]:
     """Return a record with the names of its columns as keys, and times in ISO 8601."""
     names = {"job_class": "class"}  # Python reserves the column's own name
-    return {
-        names.get(field.name, field.name): value.isoformat()
-        if isinstance(value := getattr(record, field.name), datetime)
-        else value
-        for field in fields(record)
-    }
+    return {names.get(field.name, field.name): _value(getattr(record, field.name)) for field in fields(record)}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_value(each) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_json(value)
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def width() -> int:

@@ -55,6 +55,11 @@ def _for(record: AgentRecord) -> str:
 
 
 def _what(record: AgentRecord) -> str:
+    resting = [f"{each.kind} left alone until {clock(each.until)}: {each.reason}" for each in record.left_alone]
+    return "; ".join(filter(None, (_waits_for(record), *resting)))
+
+
+def _waits_for(record: AgentRecord) -> str:
     match record.doing:
         case Doing.RUNNING:
             progress = "" if record.progress is None else f" {record.progress} % {record.progress_label or ''}"
@@ -94,6 +99,15 @@ def _count(name: str, n: int) -> Text:
     return Text(f"{n:,}", SORTS.get(name, "") if n else "dim")
 
 
+def _browsers(record: WorkerRecord) -> tuple[str, str]:
+    """How many of its browsers run, and how many of the contexts that can be had have a job; and how many jobs wait for one."""
+    now = record.browsers
+    if now is None or record.health in {Health.LOST, Health.STOPPED}:
+        return "", ""
+    waiting = f" +{now['waiting']}" if now["waiting"] else ""
+    return f"{now['browsers_alive']}/{now['browsers']}", f"{now['in_use'] + now['opening']}/{now['capacity']}{waiting}"
+
+
 def workers_table(records: Sequence[WorkerRecord], width: int) -> Table:
     """Return workers as a table, one a row, for `width` columns."""
     table = listing()
@@ -102,6 +116,10 @@ def workers_table(records: Sequence[WorkerRecord], width: int) -> Table:
     table.add_column("pid", justify="right", no_wrap=True)
     table.add_column("health", no_wrap=True)
     table.add_column("jobs", justify="right", no_wrap=True)
+    driving = any(record.browsers for record in records)
+    if driving:
+        table.add_column("browsers", justify="right", no_wrap=True)
+        table.add_column("contexts", justify="right", no_wrap=True)
     table.add_column("started", no_wrap=True)
     table.add_column("last beat", no_wrap=True)
     table.add_column("kinds", justify="right", no_wrap=True)
@@ -113,6 +131,7 @@ def workers_table(records: Sequence[WorkerRecord], width: int) -> Table:
             str(record.pid),
             Text(record.health, HEALTH[record.health]),
             f"{record.running}/{record.concurrency}",
+            *(_browsers(record) if driving else ()),
             distance(record.started_at),
             distance(record.beat),
             str(len(record.kinds)),

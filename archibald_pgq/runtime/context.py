@@ -20,15 +20,13 @@ from archibald_pgq.domain.payload import json_bytes, to_json
 from archibald_pgq.errors import ArchibaldError, ConfigError, InvalidJobError
 from archibald_pgq.runtime.checkpoints import Checkpoints
 from archibald_pgq.store import commands
-from archibald_pgq.store.request import Request
+from archibald_pgq.store.request import Ask
 
 if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Page
 
-    from archibald_pgq.runtime.browsing import Tab
+    from archibald_pgq.runtime.tab import Tab
 
-Ask = Callable[[Request[Any]], Awaitable[Any]]
-"""Asks the database, on a connection that is not the dispatcher's."""
 
 LONGEST_SECTION = 30.0
 """Seconds for which `uninterruptible` keeps a write of the agent waiting."""

@@ -20,9 +20,10 @@ from archibald_pgq.domain.payload import to_json
 from archibald_pgq.errors import InvalidJobError, StepUnknownError
 from archibald_pgq.runtime.breakers import Breakers
 from archibald_pgq.runtime.browsing import Browsers
-from archibald_pgq.runtime.context import Ask, JobContext
+from archibald_pgq.runtime.context import JobContext
 from archibald_pgq.runtime.own_context import InOwnContext
 from archibald_pgq.runtime.registry import Handler
+from archibald_pgq.store.request import Ask
 
 logger = logging.getLogger(__name__)
 

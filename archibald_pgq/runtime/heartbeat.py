@@ -72,6 +72,9 @@ class Listener(Protocol):
     def running(self) -> list[str]:
         """See `LoopWatch`."""
 
+    def browsers(self) -> str | None:
+        """What this worker's browsers are doing, as JSON; None if it has none."""
+
 
 class Heartbeat:
     """The lease of one registered worker."""
@@ -132,7 +135,9 @@ class Heartbeat:
                     connection.prepare_threshold = 0
                     sent = boottime()
                 self._connection = connection
-                row = connection.execute(BEAT, {"worker": self._worker_id}).fetchone()
+                row = connection.execute(
+                    BEAT, {"worker": self._worker_id, "browsers": self._listener.browsers()}
+                ).fetchone()
             except psycopg.Error as error:
                 connection = self._missed(connection, error, sent)
                 self._stopped.wait(self._outage.goes_on(error))

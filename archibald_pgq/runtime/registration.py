@@ -195,13 +195,14 @@ class Registration:
         logger.debug(
             "job %d of %s was claimed by worker %d in epoch %d", job.job_id, job.user_id, self.worker_id, job.epoch
         )
+        operation = self._registry.operation(job.kind)
         return Run(
             job,
-            self._registry.handler(job.kind),
+            None if operation is None else operation.handler,
             self.worker_id,
             ask=self._client.ask,
             breakers=self._breakers,
-            browsers=self._browsers if self._registry.needs_browser(job.kind) else None,
+            browsers=self._browsers if operation is not None and operation.needs_browser else None,
             brief=not job.marked,
             grace=self._settings.preempt_grace,
             ask_again=self._maintenance.look_for_requests,
@@ -266,6 +267,13 @@ class Registration:
     def handler_code_runs(self) -> bool:
         """True while any handler of this process may run."""
         return any(run.active for run in list(self._dispatcher.runs.values()))
+
+    def browsers(self) -> str | None:
+        """What this worker's browsers did at the last beat, as JSON; None if it has none."""
+        if self._browsers is None:
+            return None
+        self._soon(self._browsers.look)
+        return self._browsers.seen
 
     def _soon(self, call: Callable[..., None], *args: object) -> None:
         if not self._loop.is_closed():

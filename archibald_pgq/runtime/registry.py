@@ -74,15 +74,9 @@ class Registry:
             raise ConfigError(f"the handler of {kind!r} is not an async function; write it as `async def`")
         self._operations[kind] = Operation(kind, handler, policy, needs_browser)
 
-    def handler(self, kind: str) -> Handler | None:
-        """Return the handler of a kind, if this app has one."""
-        operation = self._operations.get(kind)
-        return operation.handler if operation else None
-
-    def needs_browser(self, kind: str) -> bool:
-        """True for a kind whose handler drives a browser."""
-        operation = self._operations.get(kind)
-        return operation is not None and operation.needs_browser
+    def operation(self, kind: str) -> Operation | None:
+        """Return what this app says of a kind, if it has a handler of it."""
+        return self._operations.get(kind)
 
     @property
     def any_needs_browser(self) -> bool:

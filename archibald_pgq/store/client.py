@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import psycopg
-from psycopg.rows import tuple_row
+from psycopg.rows import namedtuple_row, tuple_row
 
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.migrations import NO_SCHEMA, REVISION, judge
@@ -63,14 +63,7 @@ class Client:
                 serialization failure.
         """
         with translated(self.dsn, ours=connection is None):
-            if connection is not None:
-                rows = await self._on_callers(request, connection)
-            else:
-                async with self._pool.connection() as own:
-                    if request.before is not None:
-                        await own.execute(*request.before)
-                    cursor = await own.execute(request.statement, request.params)
-                    rows = await cursor.fetchall() if cursor.description else []
+            rows = await (self._on_own(request) if connection is None else self._on_callers(request, connection))
         return request.read(rows)
 
     async def check(self) -> None:
@@ -80,14 +73,27 @@ class Client:
             DatabaseError, SchemaError: see `store.migrations.check`.
         """
         with translated(self.dsn, ours=True):
-            async with self._pool.connection() as own:
-                try:
-                    found = await (await own.execute(REVISION)).fetchone()
-                except psycopg.Error as error:
-                    if _may_only_enqueue(error):
-                        return
-                    found = None
-        judge(found and tuple(found), self.dsn)
+            own = await self._pool.take()
+            try:
+                found = await (await own.execute(REVISION)).fetchone()
+            except psycopg.Error as error:
+                if _may_only_enqueue(error):
+                    return
+                found = None
+            finally:
+                await self._pool.give_back(own)
+        judge(found, self.dsn)
+
+    async def _on_own(self, request: Request[T]) -> Rows:
+        own = await self._pool.take()
+        try:
+            if request.before is not None:
+                await own.execute(*request.before)
+            cursor = own.cursor(row_factory=namedtuple_row if request.named else tuple_row)
+            await cursor.execute(request.statement, request.params)
+            return await cursor.fetchall() if cursor.description else []
+        finally:
+            await self._pool.give_back(own)
 
     async def _on_callers(self, request: Request[T], connection: CallerConnection) -> Rows:
         if isinstance(connection, psycopg.AsyncConnection):
@@ -132,14 +138,7 @@ class SyncClient:
                 see `Client.ask`.
         """
         with translated(self.dsn, ours=connection is None):
-            if connection is not None:
-                rows = self._on_callers(request, connection)
-            else:
-                with self._pool.connection() as own:
-                    if request.before is not None:
-                        own.execute(*request.before)
-                    cursor = own.execute(request.statement, request.params)
-                    rows = cursor.fetchall() if cursor.description else []
+            rows = self._on_own(request) if connection is None else self._on_callers(request, connection)
         return request.read(rows)
 
     def check(self) -> None:
@@ -148,14 +147,28 @@ class SyncClient:
         Raises:
             DatabaseError, SchemaError: see `store.migrations.check`.
         """
-        with translated(self.dsn, ours=True), self._pool.connection() as own:
+        with translated(self.dsn, ours=True):
+            own = self._pool.take()
             try:
                 found = own.execute(REVISION).fetchone()
             except psycopg.Error as error:
                 if _may_only_enqueue(error):
                     return
                 found = None
-        judge(found and tuple(found), self.dsn)
+            finally:
+                self._pool.give_back(own)
+        judge(found, self.dsn)
+
+    def _on_own(self, request: Request[T]) -> Rows:
+        own = self._pool.take()
+        try:
+            if request.before is not None:
+                own.execute(*request.before)
+            cursor = own.cursor(row_factory=namedtuple_row if request.named else tuple_row)
+            cursor.execute(request.statement, request.params)
+            return cursor.fetchall() if cursor.description else []
+        finally:
+            self._pool.give_back(own)
 
     def _on_callers(self, request: Request[T], connection: SyncCallerConnection) -> Rows:
         if isinstance(connection, psycopg.Connection):

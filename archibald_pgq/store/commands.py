@@ -99,6 +99,9 @@ class Limits:
     backlog: int | None = None
 
 
+_DEFAULT = Limits()
+
+
 def enqueue(job: NewJob, limits: Limits) -> Request[int]:
     """Enqueue a job; the answer is its id, or the id of the job that it duplicates.
 
@@ -113,10 +116,9 @@ def enqueue(job: NewJob, limits: Limits) -> Request[int]:
         "key": job.idempotency_key,
         "delay": float(job.delay) or None,
     }
-    # the window decides about keys alone
-    return _limited(
-        _ENQUEUE, params, limits if job.idempotency_key is not None else replace(limits, window=DEFAULT_WINDOW)
-    )
+    if job.idempotency_key is None and limits.window != DEFAULT_WINDOW:
+        limits = replace(limits, window=DEFAULT_WINDOW)  # it decides about keys alone
+    return _limited(_ENQUEUE, params, limits)
 
 
 def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
@@ -148,7 +150,7 @@ def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
 
 
 def _limited(call: str, params: dict[str, Any], limits: Limits) -> Request[Any]:
-    if limits == Limits():
+    if limits == _DEFAULT:
         return Request(call, params, lambda rows: rows[0][0])
     given = {
         "window": None if limits.window == DEFAULT_WINDOW else str(limits.window),

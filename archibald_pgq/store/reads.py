@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import datetime
 from typing import Any, TypeVar
 
 from archibald_pgq.domain.explanation import Explanation
@@ -16,7 +17,7 @@ from archibald_pgq.domain.job import JobRecord
 from archibald_pgq.domain.operations import JobClass
 from archibald_pgq.domain.payload import check_job_id, check_kind, check_limit, check_state, check_user_id
 from archibald_pgq.domain.states import State
-from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, WorkerRecord
+from archibald_pgq.domain.views import AgentRecord, ClassStats, Doing, Health, LeftAlone, WorkerRecord
 from archibald_pgq.store.commands import unknown_job
 from archibald_pgq.store.request import Request, Rows
 from archibald_pgq.store.sql import statement
@@ -46,7 +47,7 @@ def job(job_id: int) -> Request[JobRecord]:
             raise unknown_job(job_id)
         return _record(rows[0])
 
-    return Request(f"{_JOBS} WHERE id = CAST(%(job)s AS bigint)", {"job": job_id}, read)
+    return Request(f"{_JOBS} WHERE id = CAST(%(job)s AS bigint)", {"job": job_id}, read, named=True)
 
 
 def jobs(
@@ -94,7 +95,7 @@ def explain(job_id: int) -> Request[Explanation]:
             raise unknown_job(job_id)
         return explain_facts(_made(Facts, rows[0], job_class=JobClass, state=State))
 
-    return Request(statement("explain"), {"job": job_id}, read)
+    return Request(statement("explain"), {"job": job_id}, read, named=True)
 
 
 def agents(limit: int) -> Request[list[AgentRecord]]:
@@ -104,12 +105,19 @@ def agents(limit: int) -> Request[list[AgentRecord]]:
         InvalidJobError: the limit is none.
     """
     params = {"limit": check_limit(limit)}
-    return Request(statement("agents"), params, lambda rows: [_made(AgentRecord, row, doing=Doing) for row in rows])
+    return Request(
+        statement("agents"),
+        params,
+        lambda rows: [_made(AgentRecord, row, doing=Doing, left_alone=_left_alone) for row in rows],
+        named=True,
+    )
 
 
 def stats() -> Request[list[ClassStats]]:
     """Count the jobs of each class by sort; one row for each class, write first."""
-    return Request(statement("stats"), {}, lambda rows: [_made(ClassStats, row, job_class=JobClass) for row in rows])
+    return Request(
+        statement("stats"), {}, lambda rows: [_made(ClassStats, row, job_class=JobClass) for row in rows], named=True
+    )
 
 
 def workers(limit: int) -> Request[list[WorkerRecord]]:
@@ -119,18 +127,24 @@ def workers(limit: int) -> Request[list[WorkerRecord]]:
         InvalidJobError: the limit is none.
     """
     params = {"limit": check_limit(limit)}
-    return Request(statement("workers"), params, lambda rows: [_made(WorkerRecord, row, health=Health) for row in rows])
+    return Request(
+        statement("workers"), params, lambda rows: [_made(WorkerRecord, row, health=Health) for row in rows], named=True
+    )
 
 
 def _records(query: str, **params: Any) -> Request[list[JobRecord]]:
-    return Request(query, params, lambda rows: [_record(row) for row in rows])
+    return Request(query, params, lambda rows: [_record(row) for row in rows], named=True)
 
 
 def _record(row: Any) -> JobRecord:
     return _made(JobRecord, row, job_class=JobClass, state=State)
 
 
-def _made(record: Callable[..., R], row: Any, **meaning: Callable[[str], Any]) -> R:
-    """Return a row as a record whose fields are its columns; `meaning` turns the texts of some into what they stand for."""
+def _left_alone(found: list[dict[str, Any]]) -> list[LeftAlone]:
+    return [LeftAlone(**{**each, "until": datetime.fromisoformat(each["until"])}) for each in found]
+
+
+def _made(record: Callable[..., R], row: Any, **meaning: Callable[[Any], Any]) -> R:
+    """Return a row as a record whose fields are its columns; `meaning` turns the values of some into what they stand for."""
     fields = row._asdict()
     return record(**{**fields, **{name: read(fields[name]) for name, read in meaning.items()}})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,13 +18,19 @@ class Request(Generic[T]):
         statement: SQL with psycopg's `%(name)s` placeholders.
         params: their values.
         read: turns the rows into the answer, or into the error that they stand for.
+        named: True where `read` asks the rows for their columns' names; only on a connection of our own.
         before: what is run before it in a transaction of its own, and so not on a caller's connection: a statement and its parameters.
     """
 
     statement: str
     params: Mapping[str, Any]
     read: Callable[[Rows], T]
+    named: bool = False
     before: tuple[str, Mapping[str, Any]] | None = None
+
+
+Ask = Callable[[Request[Any]], Awaitable[Any]]
+"""Asks the database, on a connection that is not the dispatcher's."""
 
 
 def nothing(_rows: Rows) -> None:

@@ -75,6 +75,7 @@ workers = Table(
     Column("witness_path", Text),
     Column("witness_file", Text),
     Column("max_losses", Integer, nullable=False, server_default=text("3")),
+    Column("browsers", JSONB),
 )
 
 agents = Table(

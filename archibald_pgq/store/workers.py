@@ -44,7 +44,8 @@ RETURNING w.fenced_at IS NULL
 """
 BEAT = """
 WITH beat AS (
-  UPDATE archibald.workers SET beat = clock_timestamp() WHERE id = %(worker)s AND fenced_at IS NULL RETURNING id
+  UPDATE archibald.workers SET beat = clock_timestamp(), browsers = CAST(%(browsers)s AS jsonb)
+   WHERE id = %(worker)s AND fenced_at IS NULL RETURNING id
 )
 SELECT (SELECT count(*) FROM beat),
        ARRAY (SELECT id FROM archibald.jobs WHERE worker_id = %(worker)s AND state = 'running' AND cancel_requested_at IS NOT NULL),
@@ -54,8 +55,11 @@ SELECT (SELECT count(*) FROM beat),
                WHERE me.id = %(worker)s AND w.id <> me.id AND w.witness_boot = me.witness_boot
                  AND w.fenced_at IS NULL AND w.stopped_at IS NULL)
 """
-"""The heartbeat; it also brings the requests to cancel and to make room, so that none depends on a notification, and the other workers of
-this boot of the machine, whose death may be seen here."""
+"""The heartbeat, with what this worker's browsers are doing.
+
+It also brings the requests to cancel and to make room, so that none depends on a notification, and the other workers of this boot of the
+machine, whose death may be seen here.
+"""
 
 _CANCELS = (
     "SELECT id FROM archibald.jobs WHERE worker_id = %s AND state = 'running' AND cancel_requested_at IS NOT NULL"

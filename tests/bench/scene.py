@@ -29,6 +29,9 @@ from archibald_pgq.errors import ArchibaldError
 KIND = "bench"
 T = TypeVar("T")
 
+LEAVING = 5.0
+"""Seconds that a process which has ended may be seen: its parent has to take note of it."""
+
 
 @dataclass(slots=True)
 class Play:

@@ -599,3 +599,48 @@ async def test_sql_text_in_every_field_is_inert(database: str, look: Look) -> No
     assert f'"user_id": "{DROP}"' in agents.out
     assert f'"paused_reason": "{DROP}"' in agents.out
     assert fingerprint(database).keys() == relations
+
+
+RULES = {
+    "jobs_user_id": "user_id = ''",
+    "jobs_class": "class = 'urgent'",
+    "jobs_state": "state = 'done'",
+    "jobs_wait_reason": "wait_reason = 'rain'",
+    "jobs_priority": "priority = -1",
+    "jobs_progress": "progress = 101",
+    "jobs_running": "state = 'running'",
+    "jobs_key": "idempotency_key = ''",
+    "jobs_payload_object": "payload = '[]'",
+    "jobs_saved_state_size": "saved_state = to_jsonb(repeat('x', 70000))",
+    "jobs_counts": "max_attempts = 0",
+}
+
+
+@pytest.mark.parametrize(("rule", "change"), RULES.items(), ids=RULES)
+async def test_an_update_by_hand_cannot_make_a_job_that_no_worker_understands(
+    look: Look, rule: str, change: str
+) -> None:
+    """By a trigger, which an INSERT does not read: CHECKs were read anew by each enqueue."""
+    job = await look.value("SELECT archibald.enqueue('alice', 'submit-order')")
+    before = await look.rows("SELECT * FROM archibald.jobs")
+    with pytest.raises(psycopg.errors.CheckViolation, match=rule) as caught:
+        await look.rows(f"UPDATE archibald.jobs SET {change} WHERE id = %s", job)
+    assert caught.value.diag.constraint_name == rule
+    assert await look.rows("SELECT * FROM archibald.jobs") == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"), [("idempotency_key", "''", "jobs_key"), ("requeue_count", "-1", "jobs_counts")]
+)
+async def test_an_insert_by_hand_is_held_to_the_same_rules(look: Look, column: str, value: str, rule: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        await look.rows(
+            f"INSERT INTO archibald.jobs ({column}, user_id, kind) VALUES ({value}, 'alice', 'submit-order')"
+        )
+    assert caught.value.diag.constraint_name == rule
+
+
+async def test_an_enqueue_has_no_checks_to_read(look: Look) -> None:
+    assert (
+        await look.rows("SELECT FROM pg_constraint WHERE conrelid = 'archibald.jobs'::regclass AND contype = 'c'") == []
+    )

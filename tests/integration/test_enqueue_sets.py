@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from pathlib import Path
@@ -70,6 +71,46 @@ async def test_a_set_is_stored_like_its_jobs_one_by_one(look: Look, seed: int) -
     assert stored[0] == stored[1]
     assert waking[1] < waking[0]
     assert {user for _, user in waking[1]} == {user for _, user in waking[0]}
+
+
+async def test_an_enqueue_stores_what_a_plain_insert_stores_and_wakes_whom_that_wakes(look: Look) -> None:
+    """It passes by the trigger where there is nothing to decide; whoever is woken in each of ten attempts is woken."""
+    await look.rows(
+        "INSERT INTO archibald.operations (kind, class, priority, timeout_s, max_attempts) VALUES ('download', 'read', 6, 60, 4)"
+    )
+    await look.rows(LANES)
+    jobs = [(*rest, time) for *rest, key, time in made(4) if key is None]
+    stored, woken = [], []
+    rows: list[tuple[object, ...]] = []
+    for one in (
+        "SELECT archibald.enqueue(%s, %s, %s::jsonb, NULL, %s::timestamptz)",
+        "INSERT INTO archibald.jobs (user_id, kind, payload, run_after) VALUES (%s, %s, %s, %s)",
+    ):
+        waking = []
+        for _ in range(10):
+            for job in jobs:
+                await look.rows(one, *job)
+            waking.append(set(await look.rows("SELECT payload ->> 'n' FROM archibald.jobs WHERE wake")))
+            rows = await look.rows(STORED)
+            await look.rows("DELETE FROM archibald.jobs")
+        stored.append(rows)
+        woken.append(set.intersection(*waking))
+    assert len(stored[0]) < len(jobs)  # two syncs of an agent are one
+    assert stored[0] == stored[1]
+    assert woken[0] == woken[1]
+    assert 5 < len(woken[0]) < len(stored[0]) - 5
+
+
+async def test_an_enqueue_that_waits_for_anothers_sync_holds_no_bucket_meanwhile(look: Look, database: str) -> None:
+    """It would keep every lane of the bucket from being called empty for as long as the other one's transaction is open."""
+    enqueue = "SELECT archibald.enqueue('alice', 'sync-orders')"
+    async with looking(database) as caller, look.connection.transaction():
+        job = await look.value(enqueue)
+        pid = await caller.value("SELECT pg_backend_pid()")
+        waiting = asyncio.create_task(caller.value(enqueue))
+        await look.until("SELECT count(*) > 0 FROM pg_locks WHERE pid = %s AND NOT granted", pid)
+        assert await look.rows("SELECT * FROM pg_locks WHERE pid = %s AND locktype = 'advisory'", pid) == []
+    assert await waiting == job
 
 
 async def test_a_set_for_busy_agents_wakes_nobody_and_one_for_others_notifies_once(look: Look, database: str) -> None:

@@ -476,7 +476,7 @@ async def test_the_heartbeat_does_not_wait_for_its_workers_own_turn(look: Look, 
     conninfo = worker_options(database, "heartbeat", 6)
     async with hand(database) as worker, await connect(conninfo) as heart, worker.connection.transaction():
         await worker.turn(want=1)
-        cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id})
+        cursor = await heart.execute(workers.BEAT, {"worker": worker.worker_id, "browsers": None})
         assert await cursor.fetchone() == (1, [], False, [])
 
 

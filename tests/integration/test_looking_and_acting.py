@@ -138,7 +138,7 @@ def test_agents_shows_what_each_is_doing_and_why_not(database: str, every_sort: 
     records = printed(as_json)
     assert list(records[0]) == [
         "user_id", "doing", "job_id", "kind", "progress", "progress_label", "worker_id", "since", "waiting", "delayed",
-        "needs_review", "waiting_since", "due_at", "retry_at", "paused", "paused_until", "paused_reason",
+        "needs_review", "waiting_since", "due_at", "retry_at", "paused", "paused_until", "paused_reason", "left_alone",
     ]  # fmt: skip
     assert [record["doing"] for record in records] == [line[0] for line in lines]
     assert (records[0]["job_id"], records[0]["waiting"], records[0]["progress"]) == (every_sort["running"], 1, 40)
@@ -215,7 +215,7 @@ def test_workers_shows_who_is_alive_and_what_it_runs(
     assert re.fullmatch(r"1m \d+s ago", " ".join(lines[0][7:10]))
     records = printed(as_json)
     assert list(records[0]) == [
-        "id", "host", "pid", "version", "health", "running", "concurrency", "kinds", "started_at", "beat", "lease_s",
+        "id", "host", "pid", "version", "health", "running", "concurrency", "kinds", "started_at", "beat", "lease_s", "browsers",
     ]  # fmt: skip
     assert (records[1]["running"], records[1]["kinds"]) == (1, ["submit-order", "sync-orders"])
 

@@ -240,20 +240,20 @@ async def test_a_process_that_was_stopped_between_two_jobs_of_a_turn_does_not_be
 
 
 async def test_an_agent_with_nobody_beside_it_goes_on_without_a_new_claim(app: Archibald, look: Look) -> None:
-    """Of such jobs a turn has two, so who ran more in one epoch has got more in time."""
+    """Of such jobs a turn has at most five, so who ran more in one epoch has got more in time; on a busy machine it has fewer."""
     ran = []
 
     @app.operation("fetch", job_class="read")
     async def fetch(ctx: JobContext, data: dict[str, Any]) -> None:
         ran.append(data["n"])
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.01)
 
     await app.enqueue_many([NewJob("fetch", user_id="alice", data={"n": n}) for n in range(60)])
     async with working(app):
         await look.until("SELECT count(*) = 60 FROM archibald.job_history")
     assert ran == list(range(60))
     longest = "SELECT max(jobs) FROM (SELECT count(*) AS jobs FROM archibald.job_history GROUP BY epoch) AS e"
-    assert await look.value(longest) > 2
+    assert await look.value(longest) > 5
 
 
 async def test_while_an_answer_waits_to_be_read_no_outcome_is_reported_twice(

@@ -37,7 +37,7 @@ KINDS = {  # class, priority, attempts
 }
 MAX_LOSSES = 3
 MAX_PREEMPTIONS = 2
-EXAMPLES, STEPS = 50, 30
+EXAMPLES, STEPS = 30, 30
 TURN = """
 SELECT what, lane, user_id, epoch, job, requeue_count
   FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::float8[], %s, %s, 0, true)

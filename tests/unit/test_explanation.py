@@ -65,6 +65,11 @@ REFUSED: dict[str, Any] = {
 }
 HOLDER: dict[str, Any] = {"holder_pid": 99, "holder_application": "psql"}
 
+BREAKER: dict[str, Any] = {
+    "breaker_failures": 3,
+    "breaker_reason": "ERP error 17",
+    "breaker_until": after(600),
+}
 PAUSED: dict[str, Any] = {"paused": True, "paused_until": after(3600)}
 SYNC = JobClass.SYNC
 ON = "on worker 3 (erp-1, process 77)"
@@ -101,6 +106,17 @@ SENTENCES: list[tuple[dict[str, Any], Reason, str]] = [
         {"due": False, "run_after": after(600), "wait_reason": "delay"},
         Reason.DELAYED,
         "is not due until 2026-03-02 14:10:00 (in 10 min), because it was enqueued with a delay",
+    ),
+    (
+        {"due": False, "run_after": after(600), "wait_reason": "delay", "job_class": SYNC, **BREAKER},
+        Reason.LEFT_ALONE,
+        "is left alone until 2026-03-02 14:10:00 (in 10 min), because submit-order failed 3 times for alice, the last time with: "
+        "ERP error 17; to let it go on now, resume the agent",
+    ),
+    (
+        {"due": False, "run_after": after(601), "wait_reason": "delay", "job_class": SYNC, **BREAKER},
+        Reason.DELAYED,
+        "is not due until 2026-03-02 14:10:01 (in 10 min), because it was enqueued with a delay",
     ),
     (
         {"due": False, "run_after": after(5), "wait_reason": "retry", "attempt": 1, "error": "timeout"},

@@ -69,8 +69,9 @@ def test_only_kinds_with_a_policy_of_their_own_are_declared() -> None:
     registry.add("edit-order", handler, Policy(priority=7))
     registry.add("ours", handler, None)
     assert dict(registry.declared()) == {"edit-order": Policy(priority=7), "ours": None}
-    assert registry.handler("ours") is handler
-    assert registry.handler("unknown") is None
+    assert (found := registry.operation("ours")) is not None
+    assert found.handler is handler
+    assert registry.operation("unknown") is None
 
 
 def test_what_is_not_given_of_a_declared_policy_takes_the_default() -> None:

@@ -30,6 +30,9 @@ SELECT d.user_id,
        r.id AS job_id, r.kind, r.progress, r.progress_label, r.worker_id, d.since,
        d.waiting, d.delayed, d.needs_review, d.waiting_since, d.due_at, d.retry_at, d.paused,
        CASE WHEN d.paused AND d.paused_until < '9999-12-30Z' THEN d.paused_until END AS paused_until,
-       CASE WHEN d.paused THEN d.paused_reason END AS paused_reason
+       CASE WHEN d.paused THEN d.paused_reason END AS paused_reason,
+       ARRAY (SELECT json_build_object('kind', b.kind, 'until', b.open_until, 'failures', b.failures, 'reason', b.reason)
+                FROM archibald.breakers b
+               WHERE b.user_id = d.user_id AND b.kind <> '' AND b.open_until > now() ORDER BY b.kind) AS left_alone
   FROM doing d LEFT JOIN archibald.jobs r ON r.agent_id = d.id AND r.state = 'running'
  ORDER BY d.place, coalesce(d.since, d.waiting_since, d.due_at), d.user_id

@@ -88,6 +88,7 @@ SELECT clock_timestamp() AS now, job.id, job.user_id, job.kind, job.class AS job
          WHERE lane.state = 'ready' AND b.ready_at <= now()) AS agents_before,
        (SELECT count(*) FROM archibald.workers w
          WHERE w.fenced_at IS NULL AND w.stopped_at IS NULL AND w.beat > clock_timestamp() - make_interval(secs => w.lease_s)) AS live_workers,
+       breaker.failures AS breaker_failures, breaker.reason AS breaker_reason, breaker.open_until AS breaker_until,
        capacity.able_workers, capacity.consumers, capacity.sync_consumers, capacity.free_workers, capacity.free_for_syncs
   FROM job
  CROSS JOIN capacity
@@ -98,6 +99,8 @@ SELECT clock_timestamp() AS now, job.id, job.user_id, job.kind, job.class AS job
   LEFT JOIN LATERAL (SELECT j.id, j.kind, j.requeue_count, j.run_after FROM archibald.jobs j
                       WHERE j.agent_id = lane.id AND j.state = 'queued' AND j.wait_reason = 'requeue' AND j.run_after > now()
                       ORDER BY j.run_after LIMIT 1) AS refused ON true
+  LEFT JOIN archibald.breakers breaker
+         ON breaker.user_id = job.user_id AND breaker.kind = job.kind AND breaker.open_until > now() AND job.class = 'sync'
   LEFT JOIN held ON true
   LEFT JOIN row_held ON true
   LEFT JOIN pg_stat_activity session ON session.pid = held.pid

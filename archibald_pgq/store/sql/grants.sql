@@ -54,7 +54,7 @@ BEGIN
              -- an index of jobs is made of lock_key; unlock_agent, which runs with its caller's rights, gives a hint
              WHEN 'archibald_enqueuer' THEN p.proname IN ('enqueue', 'enqueue_many', 'expect_agents', 'cancel_job', 'try_lock_agent', 'unlock_agent', 'hint', 'lock_key')
              -- the parts of an enqueue and of a retry are not for anybody
-             WHEN 'archibald_worker' THEN p.proname NOT IN ('jobs_before_insert', 'check_payload', 'take_key', 'queued_sync', 'steps_of_retry')
+             WHEN 'archibald_worker' THEN p.proname NOT IN ('jobs_before_insert', 'check_payload', 'refuse_job', 'take_key', 'queued_sync', 'steps_of_retry')
              ELSE p.proname IN ('lock_key', 'bucket', 'requeue_delay', 'odd_lanes') END
   LOOP
     EXECUTE v_grant;

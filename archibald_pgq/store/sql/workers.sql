@@ -9,7 +9,7 @@ WITH worker AS (
 )
 SELECT w.id, w.host, w.pid, w.version, w.health,
        (SELECT count(*) FROM archibald.agents a WHERE a.worker_id = w.id AND a.state = 'running') AS running,
-       w.concurrency, w.kinds, w.started_at, w.beat, w.lease_s
+       w.concurrency, w.kinds, w.started_at, w.beat, w.lease_s, w.browsers
   FROM worker w
  ORDER BY w.health IN ('stopped', 'lost'), w.id DESC
  LIMIT %(limit)s
