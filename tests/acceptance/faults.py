@@ -233,13 +233,11 @@ async def scene(database: str) -> AsyncIterator[Scene]:
             made = Scene(database, Path(folder), look, app)
             try:
                 yield made
-            except BaseException:
-                for daemon in made.daemons:  # who reads of the failure wants to know what the workers said
-                    sys.stdout.write(
-                        f"-- {daemon.name}, exit code {daemon.process.poll()}:\n{daemon.log.read_text()[-20_000:]}\n"
-                    )
-                raise
             finally:
+                # Shown where the test failed: who reads of it wants to know what the workers said.
+                for daemon in made.daemons:
+                    log = daemon.log.read_text()[-20_000:]
+                    sys.stdout.write(f"-- {daemon.name}, exit code {daemon.process.poll()}:\n{log}\n")
                 made.clear()
 
 

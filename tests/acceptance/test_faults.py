@@ -487,7 +487,7 @@ BACKENDS = {
     "whose", [pytest.param(whose, marks=pytest.mark.long if whose == "maintenance" else ()) for whose in BACKENDS]
 )
 async def test_when_one_of_its_backends_is_terminated_the_jobs_go_on(faults: Scene, database: str, whose: str) -> None:
-    worker = await faults.start("a", ARCHIBALD_LEASE=4)
+    worker = await faults.start("a")
     held = [await faults.enqueue("fault-write", f"held-{n}", "report") for n in range(3)]
     await faults.until_started(*held)
     many = [
