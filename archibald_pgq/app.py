@@ -56,7 +56,8 @@ class Archibald:
         """Nothing is opened and no setting is read before the first use."""
         self._source = Source(database_url)
         self._client: Client | None = None
-        self._declared: set[str] = set()
+        self._declared = 0
+        """How many of the app's kinds have their rows."""
         self._opening = asyncio.Lock()
         forget_after_fork(self)
 
@@ -345,7 +346,10 @@ class Archibald:
         return Job(job_id, self.job)
 
     async def _ask(self, request: Request[T], connection: CallerConnection | None = None) -> T:
-        return await (await self._open()).ask(request, connection)
+        client = self._client
+        if client is None or self._declared != len(self._source.registry):
+            client = await self._open()
+        return await client.ask(request, connection)
 
     async def _open(self) -> Client:
         async with self._opening:
@@ -358,11 +362,11 @@ class Archibald:
                     raise
                 self._client = client
             # before the first enqueue of such a kind, and on a connection of our own: not part of a caller's transaction
-            for kind, policy in self._source.registry.declared():
-                if kind not in self._declared:
-                    with suppress(NotPermittedError):  # a role that may only enqueue leaves it to the workers
-                        await self._client.ask(commands.declare(kind, policy))
-                    self._declared.add(kind)
+            count = len(self._source.registry)
+            for kind, policy in self._source.registry.declared(self._declared):
+                with suppress(NotPermittedError):  # a role that may only enqueue leaves it to the workers
+                    await self._client.ask(commands.declare(kind, policy))
+            self._declared = count
             return self._client
 
     async def close(self) -> None:
@@ -370,14 +374,14 @@ class Archibald:
         if self._client is not None:
             await self._client.close()
         self._client = None
-        self._declared.clear()
+        self._declared = 0
         await asyncio.to_thread(self.sync.close)
         await asyncio.to_thread(self._source.close, self)
 
     def _forget(self) -> None:
         """In a forked child: the connections are the parent's; see `Inherited`."""
         self._client = None
-        self._declared = set()
+        self._declared = 0
         self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Archibald:

@@ -36,7 +36,8 @@ class SyncArchibald:
         """Made by `Archibald.sync`; nothing is opened before the first use."""
         self._source = source
         self._client: SyncClient | None = None
-        self._declared: set[str] = set()
+        self._declared = 0
+        """How many of the app's kinds have their rows."""
         self._opening = threading.Lock()
         forget_after_fork(self)
 
@@ -139,13 +140,13 @@ class SyncArchibald:
             if self._client is not None:
                 self._client.close()
             self._client = None
-            self._declared.clear()
+            self._declared = 0
             self._source.close(self)
 
     def _forget(self) -> None:
         """In a forked child: the connections are the parent's; see `Inherited`."""
         self._client = None
-        self._declared = set()
+        self._declared = 0
         self._opening = threading.Lock()
 
     def __enter__(self) -> SyncArchibald:
@@ -162,7 +163,10 @@ class SyncArchibald:
         return SyncJob(job_id, self.job)
 
     def _ask(self, request: Request[T], connection: SyncCallerConnection | None = None) -> T:
-        return self._open().ask(request, connection)
+        client = self._client
+        if client is None or self._declared != len(self._source.registry):
+            client = self._open()
+        return client.ask(request, connection)
 
     def _open(self) -> SyncClient:
         with self._opening:
@@ -175,9 +179,9 @@ class SyncArchibald:
                     raise
                 self._client = client
             # before the first enqueue of such a kind, and on a connection of our own: not part of a caller's transaction
-            for kind, policy in self._source.registry.declared():
-                if kind not in self._declared:
-                    with suppress(NotPermittedError):  # a role that may only enqueue leaves it to the workers
-                        self._client.ask(commands.declare(kind, policy))
-                    self._declared.add(kind)
+            count = len(self._source.registry)
+            for kind, policy in self._source.registry.declared(self._declared):
+                with suppress(NotPermittedError):  # a role that may only enqueue leaves it to the workers
+                    self._client.ask(commands.declare(kind, policy))
+            self._declared = count
             return self._client

@@ -87,8 +87,15 @@ class Registry:
         """Return the kinds with a handler, sorted."""
         return sorted(self._operations)
 
-    def declared(self) -> Iterator[tuple[str, Policy | None]]:
-        """Yield the kinds that need a row of this app's making: with its policy, or with None where any row will do."""
-        for operation in self._operations.values():
+    def __len__(self) -> int:
+        """Return how many kinds there are; they only grow more."""
+        return len(self._operations)
+
+    def declared(self, start: int = 0) -> Iterator[tuple[str, Policy | None]]:
+        """Yield the kinds that need a row of this app's making: with its policy, or with None where any row will do.
+
+        The first `start` kinds that were registered are left out.
+        """
+        for operation in list(self._operations.values())[start:]:
             if operation.policy is not None or operation.kind not in CATALOGUE:
                 yield operation.kind, operation.policy

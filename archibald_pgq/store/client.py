@@ -6,7 +6,6 @@ the errors of `archibald_pgq.errors`. Must not: be used by a worker's hot path, 
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -16,8 +15,9 @@ from psycopg.rows import namedtuple_row, tuple_row
 from archibald_pgq.errors import ConfigError
 from archibald_pgq.store.migrations import NO_SCHEMA, REVISION, judge
 from archibald_pgq.store.pool import AsyncPool, SyncPool
-from archibald_pgq.store.refusals import translated
-from archibald_pgq.store.request import Request, Rows
+from archibald_pgq.store.refusals import Translated
+from archibald_pgq.store.request import PLACEHOLDER, Request, Rows
+from archibald_pgq.store.value import value
 
 if TYPE_CHECKING:  # half of what each command would need to start; who passes one of these has imported them
     from sqlalchemy import Connection, Executable
@@ -33,8 +33,6 @@ CallerConnection: TypeAlias = (
 
 SyncCallerConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | scoped_session[Any]"
 """What a caller of the synchronous client may pass to be part of its transaction."""
-
-_PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 
 
 class Client:
@@ -62,7 +60,7 @@ class Client:
             psycopg.Error, sqlalchemy.exc.DBAPIError: on a caller's connection also what is the caller's to handle, such as a
                 serialization failure.
         """
-        with translated(self.dsn, ours=connection is None):
+        with Translated(self.dsn, ours=connection is None):
             rows = await (self._on_own(request) if connection is None else self._on_callers(request, connection))
         return request.read(rows)
 
@@ -72,7 +70,7 @@ class Client:
         Raises:
             DatabaseError, SchemaError: see `store.migrations.check`.
         """
-        with translated(self.dsn, ours=True):
+        with Translated(self.dsn, ours=True):
             own = await self._pool.take()
             try:
                 found = await (await own.execute(REVISION)).fetchone()
@@ -87,6 +85,8 @@ class Client:
     async def _on_own(self, request: Request[T]) -> Rows:
         own = await self._pool.take()
         try:
+            if request.value:
+                return [(await own.wait(value(own, request.statement, request.params)),)]
             if request.before is not None:
                 await own.execute(*request.before)
             cursor = own.cursor(row_factory=namedtuple_row if request.named else tuple_row)
@@ -137,7 +137,7 @@ class SyncClient:
             DatabaseError, SchemaError, InvalidJobError, UnknownKindError, ConfigError, psycopg.Error, sqlalchemy.exc.DBAPIError:
                 see `Client.ask`.
         """
-        with translated(self.dsn, ours=connection is None):
+        with Translated(self.dsn, ours=connection is None):
             rows = self._on_own(request) if connection is None else self._on_callers(request, connection)
         return request.read(rows)
 
@@ -147,7 +147,7 @@ class SyncClient:
         Raises:
             DatabaseError, SchemaError: see `store.migrations.check`.
         """
-        with translated(self.dsn, ours=True):
+        with Translated(self.dsn, ours=True):
             own = self._pool.take()
             try:
                 found = own.execute(REVISION).fetchone()
@@ -162,6 +162,8 @@ class SyncClient:
     def _on_own(self, request: Request[T]) -> Rows:
         own = self._pool.take()
         try:
+            if request.value:
+                return [(own.wait(value(own, request.statement, request.params)),)]
             if request.before is not None:
                 own.execute(*request.before)
             cursor = own.cursor(row_factory=namedtuple_row if request.named else tuple_row)
@@ -193,7 +195,7 @@ class SyncClient:
 def _text(statement: str) -> Executable:
     from sqlalchemy import text  # see above
 
-    return text(_PLACEHOLDER.sub(r":\1", statement))
+    return text(PLACEHOLDER.sub(r":\1", statement))
 
 
 def _may_only_enqueue(error: psycopg.Error) -> bool:

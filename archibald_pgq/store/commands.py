@@ -118,7 +118,8 @@ def enqueue(job: NewJob, limits: Limits) -> Request[int]:
     }
     if job.idempotency_key is None and limits.window != DEFAULT_WINDOW:
         limits = replace(limits, window=DEFAULT_WINDOW)  # it decides about keys alone
-    return _limited(_ENQUEUE, params, limits)
+    statement, params = _limited(_ENQUEUE, params, limits)
+    return Request(statement, params, lambda rows: int(rows[0][0]), value=True)
 
 
 def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
@@ -146,17 +147,19 @@ def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
     }
     several = [user_id for user_id, count in Counter(user_ids).items() if count > 1]
     before = (_EXPECT_AGENTS, {"user_ids": of_texts(several)}) if several else None
-    return replace(_limited(_ENQUEUE_MANY, params, limits), before=before)
+    statement, params = _limited(_ENQUEUE_MANY, params, limits)
+    return Request(statement, params, lambda rows: rows[0][0], before=before)
 
 
-def _limited(call: str, params: dict[str, Any], limits: Limits) -> Request[Any]:
+def _limited(call: str, params: dict[str, Any], limits: Limits) -> tuple[str, dict[str, Any]]:
+    """Return the statement for a call, and its parameters, under these limits."""
     if limits == _DEFAULT:
-        return Request(call, params, lambda rows: rows[0][0])
+        return call, params
     given = {
         "window": None if limits.window == DEFAULT_WINDOW else str(limits.window),
         "backlog": None if limits.backlog is None else str(limits.backlog),
     }
-    return Request(_WITH_LIMITS.format(call=call), {**params, **given}, lambda rows: rows[0][0])
+    return _WITH_LIMITS.format(call=call), {**params, **given}
 
 
 def cancel(job_id: int) -> Request[str]:

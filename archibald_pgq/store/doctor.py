@@ -26,7 +26,7 @@ from archibald_pgq.store import migrations
 from archibald_pgq.store.connect import CONNECT_TIMEOUT, unreachable
 from archibald_pgq.store.dsn import redacted, with_options
 from archibald_pgq.store.embedded.programs import OLDEST
-from archibald_pgq.store.refusals import translated
+from archibald_pgq.store.refusals import Translated
 from archibald_pgq.store.sql import statement
 
 F = TypeVar("F")
@@ -86,7 +86,7 @@ def mend(dsn: str, max_losses: int) -> list[Mended]:
     """
     mended: list[Mended] = []
     start: int | None = 0
-    with translated(dsn, ours=True), _connected(dsn) as connection:
+    with Translated(dsn, ours=True), _connected(dsn) as connection:
         migrations.check(connection, dsn)
         while start is not None:
             start = _mend_from(connection, start, max_losses, mended)

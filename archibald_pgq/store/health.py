@@ -12,7 +12,7 @@ from archibald_pgq.domain.health import Pulse
 from archibald_pgq.domain.views import Health
 from archibald_pgq.store.connect import CONNECT_TIMEOUT
 from archibald_pgq.store.dsn import with_options
-from archibald_pgq.store.refusals import translated
+from archibald_pgq.store.refusals import Translated
 from archibald_pgq.store.sql import statement
 
 
@@ -24,7 +24,7 @@ def pulses(dsn: str, *, host: str | None = None, worker: int | None = None) -> l
     """
     options = with_options(dsn, connect_timeout=CONNECT_TIMEOUT, application_name="archibald-pgq health")
     with (
-        translated(dsn, ours=True),
+        Translated(dsn, ours=True),
         psycopg.connect(options, autocommit=True, prepare_threshold=None, row_factory=dict_row) as connection,
     ):
         rows = connection.execute(statement("health"), {"host": host, "worker": worker}).fetchall()

@@ -7,8 +7,7 @@ the caller's own handling (serialization failures, deadlocks, a lost connection 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import psycopg
 
@@ -27,29 +26,45 @@ from archibald_pgq.store.migrations import MEND
 from archibald_pgq.store.pool import AllBusyError
 
 
-@contextmanager
-def translated(dsn: str, *, ours: bool) -> Iterator[None]:
-    """Translate what the database refuses in the block; `ours`: on a connection of our own.
+class Translated:
+    """Translates what the database refuses in the block; no generator, whose layers a single enqueue would notice.
+
+    Args:
+        dsn: of the database, for the texts.
+        ours: on a connection of our own.
 
     Raises:
         DatabaseError, SchemaError, InvalidJobError, UnknownKindError, AgentBacklogError: see `archibald_pgq.errors`.
         psycopg.Error, sqlalchemy.exc.DBAPIError: on a caller's connection, what is the caller's to handle.
     """
-    try:
-        yield
-    except AllBusyError as error:
-        raise DatabaseError(f"the database at {redacted(dsn)} does not answer: all connections wait") from error
-    except _drivers_errors() as error:
+
+    __slots__ = ("_dsn", "_ours")
+
+    def __init__(self, dsn: str, *, ours: bool) -> None:
+        self._dsn, self._ours = dsn, ours
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is not None and (answer := self._answer(error)) is not None:
+            raise answer from error
+
+    def _answer(self, error: BaseException) -> Exception | None:
+        if isinstance(error, AllBusyError):
+            return DatabaseError(f"the database at {redacted(self._dsn)} does not answer: all connections wait")
+        if isinstance(error, UnicodeEncodeError):
+            return InvalidJobError("a text holds a lone surrogate, which Postgres cannot store; remove it")
+        if not isinstance(error, _drivers_errors()):
+            return None
         cause = getattr(error, "orig", error)  # SQLAlchemy's has the driver's in it
-        answer = _translate(dsn, cause)
-        if answer is None and ours:
+        answer = _translate(self._dsn, cause)
+        if answer is None and self._ours:
             reason = str(cause).strip().splitlines()[:1]
-            answer = DatabaseError(f"the database at {redacted(dsn)} refuses: {' '.join(reason)}")
-        if answer is None:
-            raise
-        raise answer from error
-    except UnicodeEncodeError as error:
-        raise InvalidJobError("a text holds a lone surrogate, which Postgres cannot store; remove it") from error
+            answer = DatabaseError(f"the database at {redacted(self._dsn)} refuses: {' '.join(reason)}")
+        return answer
 
 
 def _drivers_errors() -> tuple[type[Exception], ...]:

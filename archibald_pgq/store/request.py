@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[Any]]
+
+PLACEHOLDER = re.compile(r"%\((\w+)\)s")
+"""What stands for a parameter in a statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,7 @@ class Request(Generic[T]):
         statement: SQL with psycopg's `%(name)s` placeholders.
         params: their values.
         read: turns the rows into the answer, or into the error that they stand for.
+        value: True where the answer is one value and time counts: on a connection of our own it is read as text, see `store.value`.
         named: True where `read` asks the rows for their columns' names; only on a connection of our own.
         before: what is run before it in a transaction of its own, and so not on a caller's connection: a statement and its parameters.
     """
@@ -25,6 +30,7 @@ class Request(Generic[T]):
     statement: str
     params: Mapping[str, Any]
     read: Callable[[Rows], T]
+    value: bool = False
     named: bool = False
     before: tuple[str, Mapping[str, Any]] | None = None
 

@@ -23,7 +23,7 @@ from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.store import migrations
 from archibald_pgq.store.connect import CONNECT_TIMEOUT
 from archibald_pgq.store.dsn import redacted, to_libpq, with_options
-from archibald_pgq.store.refusals import translated
+from archibald_pgq.store.refusals import Translated
 
 PREFIX = "archibald_bench_"
 _LOOK_EVERY = 0.005
@@ -128,7 +128,7 @@ def scratch(dsn: str) -> Iterator[Scratch]:
         ConfigError: the DSN cannot be read; DatabaseError: it cannot be used; NotPermittedError: see `Scratch.make_template`.
     """
     dsn = to_libpq(dsn)
-    with translated(dsn, ours=True), interruptible():
+    with Translated(dsn, ours=True), interruptible():
         made = Scratch(dsn, PREFIX + secrets.token_hex(6))
         try:
             made.drop_left()

@@ -232,10 +232,13 @@ async def test_an_enqueue_of_the_client_is_one_round_trip(app: Archibald, tmp_pa
         connection.pgconn.trace(messages.fileno())
         for _ in range(10):
             await app.enqueue(job.kind, user_id=job.user_id)
+        messages.seek(0)
+        alone = re.findall(r"\tF\t\d+\t(\w+)", messages.read())
         await app.enqueue_many([job, NewJob("submit-order", user_id="bob")])
         await app.enqueue_many([job] * 3)
         connection.pgconn.untrace()
         messages.seek(0)
         sent = re.findall(r"\tF\t\d+\t(\w+)", messages.read())
+    assert alone == ["Bind", "Describe", "Execute", "Sync"] * 10
     assert set(sent) == {"Parse", "Bind", "Describe", "Execute", "Sync"}
     assert sent.count("Sync") == 10 + 1 + 2

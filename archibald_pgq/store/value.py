@@ -1,0 +1,87 @@
+"""A statement that answers one value, by the shortest way through the driver: libpq's own, without a cursor.
+
+Why: what a cursor does beside (conversions, columns, rows) took a tenth of an enqueue, see ADR 23. Guarantees: the connection waits, is
+cancelled and fails as with a cursor of psycopg's, and prepares a statement when it would. Must not: be used where a cursor takes no
+notable part of the time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import generators
+from psycopg.abc import PQGen
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
+
+from archibald_pgq.store.request import PLACEHOLDER
+
+_Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+
+class _Session:
+    """Of a connection: its encoding, and how often it ran each statement; what it ran more often than its threshold, it has prepared."""
+
+    __slots__ = ("encoding", "runs", "threshold")
+
+    def __init__(self, connection: _Connection) -> None:
+        self.encoding, self.threshold = connection.info.encoding, connection.prepare_threshold
+        self.runs: dict[bytes, int] = {}
+
+
+_sessions: WeakKeyDictionary[_Connection, _Session] = WeakKeyDictionary()
+
+_GOOD = frozenset((ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK))
+
+_numbers = itertools.count()
+
+
+@cache
+def _for_libpq(statement: str) -> tuple[bytes, bytes, tuple[str, ...]]:
+    """Return a name for this statement, its text as libpq takes it, and whose value each of its parameters is."""
+    names = tuple(dict.fromkeys(PLACEHOLDER.findall(statement)))
+    text = PLACEHOLDER.sub(lambda found: f"${names.index(found[1]) + 1}", statement)
+    return f"archibald_{next(_numbers)}".encode(), text.encode(), names
+
+
+def value(connection: _Connection, statement: str, params: Mapping[str, Any]) -> PQGen[str | None]:
+    """Run a statement and return the one value that it answers; to be given to the connection's `wait`.
+
+    Args:
+        connection: of our own, and nobody else uses it.
+        statement: with `%(name)s` for each parameter, whose type it says.
+        params: None, a number or a text; a text without NUL, at which libpq would end it (`domain.payload` refuses them).
+
+    Raises:
+        psycopg.Error: the server refuses, or is gone.
+    """
+    name, text, names = _for_libpq(statement)
+    if (session := _sessions.get(connection)) is None:
+        session = _sessions[connection] = _Session(connection)
+    encoding = session.encoding
+    values = [None if (given := params[key]) is None else str(given).encode(encoding) for key in names]
+    pgconn = connection.pgconn
+    run = session.runs.get(name, 0)
+    if session.threshold is None or run < session.threshold:
+        pgconn.send_query_params(text, values)
+    else:
+        if run == session.threshold:
+            pgconn.send_prepare(name, text)
+            _check((yield from generators.execute(pgconn))[0], encoding)
+        pgconn.send_query_prepared(name, values)
+    session.runs[name] = run + 1
+    result = (yield from generators.execute(pgconn))[0]
+    _check(result, encoding)
+    answer = result.get_value(0, 0)
+    return None if answer is None else answer.decode(encoding)
+
+
+def _check(result: PGresult, encoding: str) -> None:
+    if result.status not in _GOOD:
+        raise error_from_result(result, encoding)
