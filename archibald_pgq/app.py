@@ -177,14 +177,15 @@ class Archibald:
             AgentBacklogError: the agent has ARCHIBALD_AGENT_BACKLOG queued jobs already.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        job = NewJob(
+        request = commands.enqueue(
             kind,
+            self._source.limits,
             user_id=user_id,
             data={} if data is None else data,
             idempotency_key=idempotency_key,
             delay=delay,
         )
-        return self._handle(await self._ask(commands.enqueue(job, self._source.limits), connection))
+        return self._handle(await self._ask(request, connection))
 
     async def enqueue_many(self, jobs: Sequence[NewJob], *, connection: CallerConnection | None = None) -> list[Job]:
         """Enqueue jobs in one statement, all or none, and return their handles in the same order.

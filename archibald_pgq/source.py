@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from functools import cached_property
 from typing import Protocol
 
 from archibald_pgq import config
@@ -66,7 +67,7 @@ class Source:
             self._settings = config.load()
         return self._settings
 
-    @property
+    @cached_property
     def limits(self) -> Limits:
         """What the settings say about enqueues.
 

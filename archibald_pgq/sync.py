@@ -56,14 +56,15 @@ class SyncArchibald:
         `connection` is a psycopg `Connection`, or SQLAlchemy `Connection`, `Session` or `scoped_session`: the job is then part of its
         transaction, and appears with its commit.
         """
-        job = NewJob(
+        request = commands.enqueue(
             kind,
+            self._source.limits,
             user_id=user_id,
             data={} if data is None else data,
             idempotency_key=idempotency_key,
             delay=delay,
         )
-        return self._handle(self._ask(commands.enqueue(job, self._source.limits), connection))
+        return self._handle(self._ask(request, connection))
 
     def enqueue_many(self, jobs: Sequence[NewJob], *, connection: SyncCallerConnection | None = None) -> list[SyncJob]:
         """Enqueue jobs in one statement; see `Archibald.enqueue_many`."""

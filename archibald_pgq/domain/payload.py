@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import KIND_PATTERN
 from archibald_pgq.domain.states import State
 from archibald_pgq.errors import InvalidJobError, UnknownJobError
@@ -76,14 +75,14 @@ def check_delay(value: object) -> float:
     return float(value)
 
 
-def check_new_job(job: NewJob) -> str:
-    """Return the job's payload as JSON text, or raise InvalidJobError if anything of the job is not allowed."""
-    payload = check_payload(job.data)
-    check_kind(job.kind)
-    check_user_id(job.user_id)
-    check_delay(job.delay)
-    if job.idempotency_key is not None:
-        check_key(job.idempotency_key)
+def check_new_job(kind: object, user_id: object, data: object, idempotency_key: object, delay: object) -> str:
+    """Return the payload of a job to be as JSON text, or raise InvalidJobError if anything of the job is not allowed."""
+    payload = check_payload(data)
+    check_kind(kind)
+    check_user_id(user_id)
+    check_delay(delay)
+    if idempotency_key is not None:
+        check_key(idempotency_key)
     return payload
 
 

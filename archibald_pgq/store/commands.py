@@ -6,7 +6,7 @@ Owns: these statements, the check of their arguments, and what their answers mea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,21 +102,22 @@ class Limits:
 _DEFAULT = Limits()
 
 
-def enqueue(job: NewJob, limits: Limits) -> Request[int]:
+def enqueue(
+    kind: str, limits: Limits, *, user_id: str, data: Mapping[str, Any], idempotency_key: str | None, delay: float
+) -> Request[int]:
     """Enqueue a job; the answer is its id, or the id of the job that it duplicates.
 
     Raises:
         InvalidJobError: something of the job is not allowed.
     """
-    payload = check_new_job(job)
     params = {
-        "user_id": job.user_id,
-        "kind": job.kind,
-        "payload": payload,
-        "key": job.idempotency_key,
-        "delay": float(job.delay) or None,
+        "payload": check_new_job(kind, user_id, data, idempotency_key, delay),
+        "user_id": user_id,
+        "kind": kind,
+        "key": idempotency_key,
+        "delay": float(delay) or None,
     }
-    if job.idempotency_key is None and limits.window != DEFAULT_WINDOW:
+    if idempotency_key is None and limits.window != DEFAULT_WINDOW:
         limits = replace(limits, window=DEFAULT_WINDOW)  # it decides about keys alone
     statement, params = _limited(_ENQUEUE, params, limits)
     return Request(statement, params, lambda rows: int(rows[0][0]), value=True)
@@ -131,7 +132,7 @@ def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
     payloads, size = [], 0
     for place, job in enumerate(jobs, 1):
         try:
-            payloads.append(check_new_job(job))
+            payloads.append(check_new_job(job.kind, job.user_id, job.data, job.idempotency_key, job.delay))
         except InvalidJobError as error:
             raise InvalidJobError(f"job {place} of {len(jobs)}: {error}") from None
         size += json_bytes(payloads[-1])

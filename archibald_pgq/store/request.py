@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[Any]]
@@ -14,8 +13,7 @@ PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 """What stands for a parameter in a statement."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request(Generic[T]):
+class Request(NamedTuple, Generic[T]):
     """One statement, its parameters, and what its rows mean.
 
     Attributes:
