@@ -28,6 +28,11 @@ No fewer are asked for on that account: after a turn that met a stall none would
 AT_HAND = 500
 """Jobs, and lanes, that may wait for consumers: more would make turns long, for which other jobs wait."""
 
+SLACK = 1.25
+"""Of what is taken ahead at once, so much may be at hand when more is taken: a turn brings a little more than the next estimate allows, and
+without this the turn after it would bring nothing, and consumers wait for a third one. It was a third of the jobs a second.
+"""
+
 _OF_TURNS = 0.2
 """Weight of the newest turn in an average."""
 
@@ -80,14 +85,16 @@ class Pace:
         several = {kind: min(jobs_for(seconds), most) for kind, seconds in self._seconds.items()}
         return {kind: jobs for kind, jobs in several.items() if jobs > 1}
 
-    def ahead(self, consumers: int) -> int:
+    def ahead(self, consumers: int, at_hand: int = 0) -> int:
         """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms, and a turn can bring in 50.
 
         Fewer of long ones: they begin after what runs has ended, which takes as long, and what has not begun after 100 ms goes back.
+        None while more than that many are `at_hand`: what there is runs while the next ones are fetched.
         """
         busy = consumers * max(TURN / 2 / max(self._lane_seconds, 1e-6) - 0.25, 0.1)
         brought = max(LONGEST_TURN / max(self._turn_seconds, 1e-6), TELLING)
-        return int(min(busy, AT_HAND / self._lane_jobs, brought))
+        batch = int(min(busy, AT_HAND / self._lane_jobs, brought))
+        return batch if at_hand <= SLACK * batch else 0
 
 
 def jobs_for(seconds: float) -> int:

@@ -286,9 +286,8 @@ class Dispatcher:
             0 if self._room is None else max(0, self._consumers - self._room())
         )  # consumers that could do nothing now
         short = self._pace.short()
-        # A batch while there is no more than one at hand: this one is run while the next is fetched.
-        batch = self._pace.ahead(self._consumers) if short and not self._solo else 0
-        ahead = batch if len(self._ahead) + max(0, arrived - wishes) <= batch else 0
+        at_hand = len(self._ahead) + max(0, arrived - wishes)
+        ahead = self._pace.ahead(self._consumers, at_hand) if short and not self._solo else 0
         return Want(
             max(0, wishes - arrived - lacks),
             max(0, self._max_syncs - self._running_syncs() - lacks),

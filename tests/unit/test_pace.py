@@ -127,3 +127,19 @@ def test_a_small_turn_tells_nothing_of_a_large_one() -> None:
     pace = short_lanes()
     pace.turn_ended(TELLING - 1, 10.0)
     assert pace.ahead(10) == pytest.approx(AHEAD, abs=1)
+
+
+@given(st.floats(0.0002, 0.01), st.floats(0.0, 2.0))
+def test_after_a_turn_of_up_to_twice_the_usual_time_the_next_one_brings_lanes_too(each: float, times: float) -> None:
+    """What it brought is at hand when the next one is sent; the estimate of what fits into a turn has fallen meanwhile."""
+    pace = short_lanes()
+    for _ in range(100):
+        pace.turn_ended(TELLING, TELLING * each)
+    brought = pace.ahead(10)
+    pace.turn_ended(brought, brought * each * times)
+    assert pace.ahead(10, brought) > 0
+
+
+def test_nothing_more_is_taken_ahead_while_much_more_than_a_turn_brings_is_at_hand() -> None:
+    pace = short_lanes()
+    assert pace.ahead(10, 2 * pace.ahead(10)) == 0
