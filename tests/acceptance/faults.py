@@ -182,6 +182,12 @@ class Scene:
         for daemon in running:
             assert await daemon.exit_code() == 0, daemon.log.read_text()
 
+    def show_logs(self) -> None:
+        """Print what the workers said last: who reads of a failure wants to know."""
+        for daemon in self.daemons:
+            log = daemon.log.read_text()[-20_000:]
+            sys.stdout.write(f"-- {daemon.name}, exit code {daemon.process.poll()}:\n{log}\n")
+
     def clear(self) -> None:
         """End what is left, whatever state it is in."""
         for daemon in self.daemons:
@@ -233,11 +239,10 @@ async def scene(database: str) -> AsyncIterator[Scene]:
             made = Scene(database, Path(folder), look, app)
             try:
                 yield made
+            except BaseException:
+                made.show_logs()
+                raise
             finally:
-                # Shown where the test failed: who reads of it wants to know what the workers said.
-                for daemon in made.daemons:
-                    log = daemon.log.read_text()[-20_000:]
-                    sys.stdout.write(f"-- {daemon.name}, exit code {daemon.process.poll()}:\n{log}\n")
                 made.clear()
 
 

@@ -26,12 +26,6 @@ INTERRUPTED = "interrupted by shutdown"
 takes_long = pytest.mark.slow
 
 
-@pytest.fixture
-async def faults(database: str) -> AsyncIterator[Scene]:
-    async with scene(database) as made:
-        yield made
-
-
 # -- told to end
 
 

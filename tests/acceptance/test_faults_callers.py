@@ -8,7 +8,7 @@ when the transaction ends, everything does.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -44,12 +44,6 @@ Figure = Callable[[str], None]
 def figure(pytestconfig: pytest.Config) -> Figure:
     """Takes note of a figure that is not in seconds."""
     return lambda text: say(pytestconfig, f"measured: {text}")
-
-
-@pytest.fixture
-async def faults(database: str) -> AsyncIterator[Scene]:
-    async with scene(database) as made:
-        yield made
 
 
 async def turns_per_second(look: Look, seconds: float) -> float:

@@ -5,14 +5,11 @@ As in `test_faults`: real processes, a real server, and after each fault the han
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.acceptance.conftest import Measured
-from tests.acceptance.faults import Scene, Wire, scene
+from tests.acceptance.faults import Scene, Wire
 from tests.acceptance.history import now
 
 LEASE = 2.0
@@ -22,12 +19,6 @@ ALONE = "a job waits that must run alone"
 
 def there(path: str) -> bool:
     return Path(path).exists()
-
-
-@pytest.fixture
-async def faults(database: str) -> AsyncIterator[Scene]:
-    async with scene(database) as made:
-        yield made
 
 
 # -- what the role or the database may set

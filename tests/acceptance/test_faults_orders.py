@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 
 import psutil
 import pytest
@@ -11,16 +10,10 @@ from archibald_pgq.examples.erp.faults import Faults, Saved
 from archibald_pgq.examples.erp.site import Site, serving
 
 from archibald_pgq import NewJob
-from tests.acceptance.faults import Scene, scene
+from tests.acceptance.faults import Scene
 from tests.acceptance.placing import APPS, ENDED, STATES, placed
 from tests.chromium import needs_chromium
 from tests.erp import FAST
-
-
-@pytest.fixture
-async def faults(database: str) -> AsyncIterator[Scene]:
-    async with scene(database) as made:
-        yield made
 
 
 @pytest.mark.timeout(240)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from tests.acceptance.faults import Scene, scene
+from tests.acceptance.faults import Scene
 from tests.acceptance.step_app import ORDERS, POINTS
 
 APP = "tests.acceptance.step_app:app"
@@ -22,12 +20,6 @@ RESULTS = {
 }
 UNKNOWN = POINTS[1:5]
 """Where it dies between the begin of the step and the record of its end."""
-
-
-@pytest.fixture
-async def faults(database: str) -> AsyncIterator[Scene]:
-    async with scene(database) as made:
-        yield made
 
 
 async def killed_in(faults: Scene, point: str, *, verify: bool) -> int:

@@ -27,12 +27,6 @@ OURS = (
 )
 
 
-@pytest.fixture
-async def faults(database: str) -> AsyncIterator[Scene]:
-    async with scene(database) as made:
-        yield made
-
-
 async def hold_claims_of_slow(faults: Scene) -> None:
     """Hold in the server each turn that claims a job of the agent `slow`, until there is a row in `gate`."""
     await faults.look.rows("CREATE TABLE gate ()")
