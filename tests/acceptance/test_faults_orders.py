@@ -11,7 +11,7 @@ from archibald_pgq.examples.erp.site import Site, serving
 
 from archibald_pgq import NewJob
 from tests.acceptance.faults import Scene
-from tests.acceptance.placing import APPS, ENDED, STATES, placed
+from tests.acceptance.placing import APPS, STATES, placed, until_ended
 from tests.chromium import needs_chromium
 from tests.erp import FAST
 
@@ -62,7 +62,7 @@ async def test_while_the_erp_is_down_agents_are_paused_nothing_fails_and_all_end
         assert await faults.look.rows(STATES) == [("queued", 20)]
         site.faults = Faults()
         await faults.look.rows("UPDATE archibald.agents SET paused_until = clock_timestamp()")
-        await faults.look.until(ENDED, 20)
+        await until_ended(faults, 20)
         await faults.stop_all()
     assert await faults.look.rows("SELECT state, attempt, count(*) FROM archibald.job_history GROUP BY 1, 2") == [
         ("completed", 1, 20)
@@ -91,7 +91,7 @@ async def test_browsers_that_are_killed_under_five_running_jobs_cost_no_order(fa
                     process.kill()
                     killed += 1
         assert killed >= 2
-        await faults.look.until(ENDED, 5)
+        await until_ended(faults, 5)
         await faults.stop_all()
     assert await faults.look.rows(
         "SELECT state, attempt, losses, count(*) FROM archibald.job_history GROUP BY 1, 2, 3"
