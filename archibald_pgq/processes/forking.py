@@ -1,6 +1,6 @@
 """What a fork of this process waits for.
 
-Owns: what is being opened, by which thread. Guarantees: a fork waits, at most a second, until no other thread is inside `opening`; a
+Owns: what is being opened, by which thread. Guarantees: a fork waits, at most five seconds, until no other thread is inside `opening`; a
 child gets the locks that such a thread holds at that moment (OpenSSL's, the resolver's, those of `subprocess` and of an import), and
 would wait for them for ever. Must not: know what is opened, or how.
 """
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 1.0
+LONGEST = 5.0
 """Seconds for which a fork waits; what takes longer waits for the network, and holds no lock meanwhile."""
 
 
