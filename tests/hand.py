@@ -50,15 +50,12 @@ class Hand:
             Report(Owner(job.lane, job.epoch), [Settlement(job.job_id, outcome, time.monotonic(), time.monotonic())])
             for job, outcome in settlements
         ]
-        return await (
-            await store.take_turn(self.connection, self.worker_id, reports, Want(want, want), look=look, solo=solo)
-        ).read()
+        answer = await store.take_turn(self.connection, self.worker_id, reports, Want(want, want), look=look, solo=solo)
+        return answer.read()
 
     async def report(self, *reports: Report, want: Want = store.NOTHING, look: bool = False) -> Turn:
         """Take one turn with reports as a dispatcher makes them."""
-        return await (
-            await store.take_turn(self.connection, self.worker_id, reports, want, look=look, solo=False)
-        ).read()
+        return (await store.take_turn(self.connection, self.worker_id, reports, want, look=look, solo=False)).read()
 
     async def claim(self, want: int = 10) -> list[ClaimedJob]:
         """Claim what may run, after looking at everything."""

@@ -88,6 +88,8 @@ class Dispatcher:
         self._alone: Owner | None = None
         """That job, once it runs."""
         self._event = asyncio.Event()
+        self._fired = False
+        """It was set because nothing else had been, for so long."""
         self._look = True
         self._looked = 0.0
         self._claiming = True
@@ -108,9 +110,9 @@ class Dispatcher:
             if self._in_contact():
                 return lane
             self._give_back(lane)
-        wish: asyncio.Future[LaneRun] = asyncio.get_running_loop().create_future()
         if not self._claiming:
-            wish.cancel()
+            raise asyncio.CancelledError
+        wish: asyncio.Future[LaneRun] = asyncio.get_running_loop().create_future()
         self._wishes.append(wish)
         self._event.set()
         return await wish
@@ -189,16 +191,24 @@ class Dispatcher:
 
     async def _rest(self, seconds: float) -> bool:
         """Wait for something to do; True if the time ran out instead."""
-        try:
-            async with asyncio.timeout(seconds):
+        if not self._event.is_set():
+            self._fired = False
+            timer = asyncio.get_running_loop().call_later(seconds, self._fire)
+            try:
                 await self._event.wait()
-        except TimeoutError:
-            return True
+            finally:
+                timer.cancel()
+            if self._fired:
+                return True
         for _ in range(TICKS):  # let every consumer that is about to end hand in its outcome: one turn for all
             if self._ahead or not self.runs:
                 break  # but they have more to run meanwhile, or nothing runs
             await asyncio.sleep(0)
         return False
+
+    def _fire(self) -> None:
+        self._fired = True
+        self._event.set()
 
     async def _turn(self, *, look: bool) -> float:
         """Take one turn; return the seconds until the next one is due by itself."""
@@ -226,7 +236,9 @@ class Dispatcher:
         if more and answer.rows >= MANY and not self._solo and not self._session.lacks_locks:
             self._unread = answer
             return 0.0
-        turn = await self._read(answer)
+        turn = self._read(answer)
+        if turn.claimed:
+            await asyncio.sleep(0)  # consumers begin before this task makes ready for its next wait
         await self._session.take_missing_locks()
         if turn.locked:
             return SOON
@@ -248,12 +260,12 @@ class Dispatcher:
             raise
         finally:
             self._unread = None
-            await self._read(unread)
+            self._read(unread)
         return await task
 
-    async def _read(self, answer: Answer) -> Turn:
-        """Note what a turn wrote, and hand out what it brought; never suspended, so that what is owned is known at every moment."""
-        turn = await answer.read()
+    def _read(self, answer: Answer) -> Turn:
+        """Note what a turn wrote, and hand out what it brought."""
+        turn = answer.read()
         self._session.written(answer.reports, turn)
         if answer.want.jobs:
             self._note_solo(turn)
@@ -275,12 +287,10 @@ class Dispatcher:
         return reports + [report for owner, report in self._orphans.items() if owner not in told]
 
     def _want(self) -> Want:
-        while self._wishes and self._wishes[0].done():
-            self._wishes.popleft()
         alone = self._alone in self.runs and not self.runs[self._alone].ended.is_set()
         if not self._claiming or not self._in_contact() or alone:
             return NOTHING
-        wishes = sum(not wish.done() for wish in self._wishes)
+        wishes = len(self._wishes)
         arrived = self._unread.lanes if self._unread else 0
         lacks = (
             0 if self._room is None else max(0, self._consumers - self._room())

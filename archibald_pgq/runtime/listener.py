@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 
@@ -26,7 +27,39 @@ async def listen(conninfo: str, heard: Callable[[str], None]) -> None:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 outage.is_over()
                 heard("connected")
-                async for notification in connection.notifies():
-                    heard(notification.payload)
+                await _hear(connection, heard)
         except psycopg.Error as error:
             await asyncio.sleep(outage.goes_on(error))
+
+
+async def _hear(connection: psycopg.AsyncConnection[Any], heard: Callable[[str], None]) -> None:
+    """Call `heard` from within the event loop as soon as something arrives, until the connection is lost or this is cancelled.
+
+    Without a task that waits for `connection.notifies()`: it would come one step of the event loop later, through cold code, and the driver
+    wakes it ten times a second besides.
+
+    Raises:
+        psycopg.OperationalError: the connection is lost.
+    """
+    loop, socket = asyncio.get_running_loop(), connection.fileno()
+    lost: asyncio.Future[None] = loop.create_future()
+
+    def arrived() -> None:
+        try:
+            connection.pgconn.consume_input()
+            while notification := connection.pgconn.notifies():
+                heard(notification.extra.decode())
+        except psycopg.Error as error:
+            loop.remove_reader(
+                socket
+            )  # at once: it is closed, and the next connection of this process may get its number
+            if not lost.done():
+                lost.set_exception(error)
+
+    loop.add_reader(socket, arrived)
+    try:
+        arrived()  # what came with the answer to LISTEN is not announced by the socket any more
+        await lost
+    finally:
+        if not connection.closed:
+            loop.remove_reader(socket)

@@ -20,7 +20,7 @@ from archibald_pgq.runtime.heartbeat import Heartbeat
 from archibald_pgq.runtime.reconnect import Outage
 from archibald_pgq.runtime.witness import Death, proof_of_death
 from archibald_pgq.store import migrations, workers
-from archibald_pgq.store.connect import HANGS, connect, deadline, told
+from archibald_pgq.store.connect import HANGS, Deadline, connect, told
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Maintenance:
                 try:
                     if connection is None:
                         connection = await connect(self._conninfo)
-                    with deadline(connection, HANGS + GRACE):
+                    with Deadline(connection, HANGS + GRACE):
                         await self._round(connection)
                 except psycopg.Error as error:
                     if connection is None or connection.closed or isinstance(error, SESSION_ENDED):

@@ -22,7 +22,7 @@ from archibald_pgq.runtime.lock_check import LockCheck
 from archibald_pgq.runtime.reconnect import Outage, in_need, jittered
 from archibald_pgq.store import turn as store
 from archibald_pgq.store import workers
-from archibald_pgq.store.connect import HANGS, connect, deadline, told
+from archibald_pgq.store.connect import HANGS, Deadline, connect, told
 from archibald_pgq.store.turn import NOTHING, Answer, Owner, Report, Turn, Want
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Session:
             )
 
     async def _take_turn(self, reports: Sequence[Report], want: Want, *, look: bool, solo: bool) -> Answer:
-        with deadline(self._connection, self._patience, self._lose_patience):
+        with Deadline(self._connection, self._patience, self._lose_patience):
             return await store.take_turn(self._connection, self._worker_id, reports, want, look=look, solo=solo)
 
     def _lose_patience(self) -> None:
@@ -155,7 +155,7 @@ class Session:
             if report.owner in stuck:
                 continue
             try:
-                turn = await (await self._take_turn([report], NOTHING, look=False, solo=False)).read()
+                turn = (await self._take_turn([report], NOTHING, look=False, solo=False)).read()
                 if report.owner in turn.locked:
                     stuck.add(report.owner)
                 apply([report], turn)
@@ -181,7 +181,7 @@ class Session:
                 raise FencedError
             try:
                 self._connection = await connect(self._conninfo)
-                with deadline(self._connection, self._lease):
+                with Deadline(self._connection, self._lease):
                     if not await workers.move(self._connection, self._worker_id):
                         raise FencedError
                 await self._compare_locks()
@@ -207,7 +207,7 @@ class Session:
                 await self._reconnect(error)
 
     async def _compare_locks(self) -> None:
-        with deadline(self._connection, self._lease):
+        with Deadline(self._connection, self._lease):
             for report in await self._locks.compare(self._connection, self._runs):
                 self._unknown(report)
         self._unsure = False

@@ -17,7 +17,7 @@ from archibald_pgq.store.migrations import NO_SCHEMA, REVISION, judge
 from archibald_pgq.store.pool import AsyncPool, SyncPool
 from archibald_pgq.store.refusals import Translated
 from archibald_pgq.store.request import PLACEHOLDER, Request, Rows
-from archibald_pgq.store.value import value
+from archibald_pgq.store.statement import value
 
 if TYPE_CHECKING:  # half of what each command would need to start; who passes one of these has imported them
     from sqlalchemy import Connection, Executable

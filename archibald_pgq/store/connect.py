@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -102,24 +102,27 @@ def cut(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> N
         shared.shutdown(socket.SHUT_RDWR)
 
 
-@contextlib.contextmanager
-def deadline(
-    connection: psycopg.AsyncConnection[Any], seconds: float, late: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """Cut the connection if what is inside takes longer: a peer whose kernel answers, and nobody else, is noticed by nothing else.
+class Deadline:
+    """Cuts a connection if what is inside takes longer: a peer whose kernel answers, and nobody else, is noticed by nothing else."""
 
-    `late` is called right before.
-    """
+    __slots__ = ("_connection", "_late", "_seconds", "_timer")
 
-    def end() -> None:
-        late()
-        cut(connection)
+    def __init__(
+        self, connection: psycopg.AsyncConnection[Any], seconds: float, late: Callable[[], None] | None = None
+    ) -> None:
+        """`late` is called right before."""
+        self._connection, self._seconds, self._late = connection, seconds, late
 
-    timer = asyncio.get_running_loop().call_later(seconds, end)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def __enter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        if self._late is not None:
+            self._late()
+        cut(self._connection)
 
 
 def server_refuses(conninfo: str, error: psycopg.Error) -> bool:

@@ -20,7 +20,7 @@ class Request(NamedTuple, Generic[T]):
         statement: SQL with psycopg's `%(name)s` placeholders.
         params: their values.
         read: turns the rows into the answer, or into the error that they stand for.
-        value: True where the answer is one value and time counts: on a connection of our own it is read as text, see `store.value`.
+        value: True where the answer is one value and time counts: on a connection of our own it is read as text, see `store.statement`.
         named: True where `read` asks the rows for their columns' names; only on a connection of our own.
         before: what is run before it in a transaction of its own, and so not on a caller's connection: a statement and its parameters.
     """

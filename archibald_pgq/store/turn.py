@@ -13,13 +13,15 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import psycopg
-from psycopg.rows import tuple_row
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
 
 from archibald_pgq.domain.backoff import Backoff
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.operations import JobClass, Policy
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.store.arrays import of_names, of_numbers, of_seconds, of_texts
+from archibald_pgq.store.statement import run
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -27,8 +29,9 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 _TURN = """
 SELECT what, lane, user_id, epoch, job, kind, job_class, attempt, max_attempts, payload::text, saved_state::text, requeue_count, delay_s,
        marked, timeout_s, backoff, backoff_s, idempotent
-  FROM archibald.turn(%s, %s::bigint[], %s::bigint[], %s::bigint[], %s::float8[], %s::bigint[], %s::bigint[], %s::text[], %s::text[],
-                      %s::text[], %s::float8[], %s::float8[], %s::float8[], %s, %s, %s, %s, %s::text[], %s::integer[], %s, %s)
+  FROM archibald.turn(%(worker)s, %(lanes)s, %(epochs)s, %(marks)s, %(marked_for)s, %(item_lanes)s, %(jobs)s, %(events)s, %(results)s,
+                      %(errors)s, %(delays)s, %(began)s, %(ended)s, %(want)s, %(syncs)s, %(aged)s, %(ahead)s, %(short)s, %(most)s, %(look)s,
+                      %(solo)s)
 """
 _RETAKE = "SELECT lane, epoch, jobs, got FROM archibald.retake(%s)"
 _DROP_STRAY = "SELECT archibald.drop_stray_locks(%s)"
@@ -129,21 +132,23 @@ class Owned:
 class Answer:
     """What the server said to a turn, not read yet: meanwhile the next turn can be sent, and the server need not wait."""
 
-    def __init__(self, cursor: psycopg.AsyncCursor[tuple[Any, ...]], reports: Sequence[Report], want: Want) -> None:
-        """Keep the cursor, which has the whole answer and needs its connection no more; `reports` and `want` are what was sent."""
-        self._cursor = cursor
+    def __init__(self, connection: Connection, result: PGresult, reports: Sequence[Report], want: Want) -> None:
+        """Keep the whole answer, which needs its connection no more; `reports` and `want` are what was sent."""
+        self._transformer = Transformer(connection)
+        self._result = result
         self.reports, self.want = reports, want
-        self.rows = cursor.rowcount
+        self.rows = result.ntuples
 
     @property
     def lanes(self) -> int:
         """How many lanes it may have brought: never fewer than it has."""
         return min(self.rows, self.want.jobs + self.want.ahead)
 
-    async def read(self) -> Turn:
+    def read(self) -> Turn:
         """Return what the turn came to; once."""
         turn = Turn()
-        for row in await self._cursor.fetchall():
+        self._transformer.set_pgresult(self._result)
+        for row in self._transformer.load_rows(0, self.rows, tuple):
             _read(row, turn)
         return turn
 
@@ -158,38 +163,43 @@ async def take_turn(
     Raises:
         psycopg.Error: nothing of this turn was written (or, when the connection broke, perhaps all of it: see `owned_lanes`).
     """
+    params = {
+        "worker": worker_id,
+        **(_reported(reports) if reports else _NOTHING_REPORTED),
+        "want": want.jobs,
+        "syncs": want.syncs,
+        "aged": want.aged,
+        "ahead": want.ahead,
+        "short": of_texts(want.short),
+        "most": of_numbers(want.short.values()),
+        "look": look,
+        "solo": solo,
+    }
+    return Answer(connection, await connection.wait(run(connection, _TURN, params)), reports, want)
+
+
+def _reported(reports: Sequence[Report]) -> dict[str, str]:
     now = time.monotonic()
     items = [(report.owner.lane, item) for report in reports for item in report.settlements]
     marks = [report.mark for report in reports]
     outcomes = [item.outcome for _, item in items]
-    cursor = connection.cursor(row_factory=tuple_row)
-    await cursor.execute(
-        _TURN,
-        (
-            worker_id,
-            of_numbers(report.owner.lane for report in reports),
-            of_numbers(report.owner.epoch for report in reports),
-            of_numbers(mark and mark.job_id for mark in marks),
-            of_seconds(mark and now - mark.began for mark in marks),
-            of_numbers(lane for lane, _ in items),
-            of_numbers(item.job_id for _, item in items),
-            of_names(outcome.event for outcome in outcomes),
-            of_texts(outcome.result for outcome in outcomes),
-            of_texts(outcome.error for outcome in outcomes),
-            of_seconds(outcome.delay for outcome in outcomes),
-            of_seconds(item.began and now - item.began for _, item in items),
-            of_seconds(item.ended and now - item.ended for _, item in items),
-            want.jobs,
-            want.syncs,
-            want.aged,
-            want.ahead,
-            list(want.short),
-            list(want.short.values()),
-            look,
-            solo,
-        ),
-    )
-    return Answer(cursor, reports, want)
+    return {
+        "lanes": of_numbers(report.owner.lane for report in reports),
+        "epochs": of_numbers(report.owner.epoch for report in reports),
+        "marks": of_numbers(mark and mark.job_id for mark in marks),
+        "marked_for": of_seconds(mark and now - mark.began for mark in marks),
+        "item_lanes": of_numbers(lane for lane, _ in items),
+        "jobs": of_numbers(item.job_id for _, item in items),
+        "events": of_names(outcome.event for outcome in outcomes),
+        "results": of_texts(outcome.result for outcome in outcomes),
+        "errors": of_texts(outcome.error for outcome in outcomes),
+        "delays": of_seconds(outcome.delay for outcome in outcomes),
+        "began": of_seconds(item.began and now - item.began for _, item in items),
+        "ended": of_seconds(item.ended and now - item.ended for _, item in items),
+    }
+
+
+_NOTHING_REPORTED = _reported([])
 
 
 @lru_cache(maxsize=1000)

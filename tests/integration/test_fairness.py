@@ -13,7 +13,7 @@ from tests.support import Look, Stage, working
 
 async def claimed(worker: Hand, want: Want) -> list[str]:
     """The agents whose jobs are claimed, in order."""
-    turn = await (await take_turn(worker.connection, worker.worker_id, [], want, look=True)).read()
+    turn = (await take_turn(worker.connection, worker.worker_id, [], want, look=True)).read()
     return [job.user_id for job in turn.claimed]
 
 
@@ -77,7 +77,7 @@ async def test_ready_syncs_that_no_consumer_may_take_make_no_tight_loop(
         assert await claimed(worker, Want(5, 2, 0)) == ["sync-0", "sync-1"]
         # the only thing to come is the look at the syncs that have just begun
         await look.until("SELECT min(doubt_at) <= now() FROM archibald.agents")
-        turn = await (await take_turn(worker.connection, worker.worker_id, [], Want(3, 0, 0), look=True)).read()
+        turn = (await take_turn(worker.connection, worker.worker_id, [], Want(3, 0, 0), look=True)).read()
         assert (turn.claimed, turn.next_in) == ([], None)
 
 

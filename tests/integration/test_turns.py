@@ -269,10 +269,10 @@ async def test_while_an_answer_waits_to_be_read_no_outcome_is_reported_twice(
         answer = await sent(self, reports, want, **options)
         read = answer.read
 
-        async def reading() -> Turn:
+        def reading() -> Turn:
             nonlocal unread
             unread = unread or sent_since != len(told)
-            return await read()
+            return read()
 
         sent_since = len(told)
         answer.read = reading  # type: ignore[method-assign]

@@ -1,8 +1,8 @@
-"""A statement that answers one value, by the shortest way through the driver: libpq's own, without a cursor.
+"""A statement by the shortest way through the driver: libpq's own, without a cursor.
 
-Why: what a cursor does beside (conversions, columns, rows) took a tenth of an enqueue, see ADR 23. Guarantees: the connection waits, is
-cancelled and fails as with a cursor of psycopg's, and prepares a statement when it would. Must not: be used where a cursor takes no
-notable part of the time.
+Why: what a cursor does beside (conversions, columns, rows) took a tenth of an enqueue, and a third of the calls from a notification to its
+handler, see ADR 23. Guarantees: the connection waits, is cancelled and fails as with a cursor of psycopg's, and prepares a statement when
+it would. Must not: be used where a cursor takes no notable part of the time.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _for_libpq(statement: str) -> tuple[bytes, bytes, tuple[str, ...]]:
     return f"archibald_{next(_numbers)}".encode(), text.encode(), names
 
 
-def value(connection: _Connection, statement: str, params: Mapping[str, Any]) -> PQGen[str | None]:
-    """Run a statement and return the one value that it answers; to be given to the connection's `wait`.
+def run(connection: _Connection, statement: str, params: Mapping[str, Any]) -> PQGen[PGresult]:
+    """Run a statement and return libpq's result; to be given to the connection's `wait`.
 
     Args:
         connection: of our own, and nobody else uses it.
@@ -67,19 +67,24 @@ def value(connection: _Connection, statement: str, params: Mapping[str, Any]) ->
     encoding = session.encoding
     values = [None if (given := params[key]) is None else str(given).encode(encoding) for key in names]
     pgconn = connection.pgconn
-    run = session.runs.get(name, 0)
-    if session.threshold is None or run < session.threshold:
+    runs = session.runs.get(name, 0)
+    if session.threshold is None or runs < session.threshold:
         pgconn.send_query_params(text, values)
     else:
-        if run == session.threshold:
+        if runs == session.threshold:
             pgconn.send_prepare(name, text)
             _check((yield from generators.execute(pgconn))[0], encoding)
         pgconn.send_query_prepared(name, values)
-    session.runs[name] = run + 1
-    result = (yield from generators.execute(pgconn))[0]
+    session.runs[name] = runs + 1
+    result: PGresult = (yield from generators.execute(pgconn))[0]
     _check(result, encoding)
-    answer = result.get_value(0, 0)
-    return None if answer is None else answer.decode(encoding)
+    return result
+
+
+def value(connection: _Connection, statement: str, params: Mapping[str, Any]) -> PQGen[str | None]:
+    """Run a statement and return the one value that it answers, see `run`."""
+    answer = (yield from run(connection, statement, params)).get_value(0, 0)
+    return None if answer is None else answer.decode(_sessions[connection].encoding)
 
 
 def _check(result: PGresult, encoding: str) -> None:
