@@ -10,6 +10,8 @@ ARGS ?=
 
 # Where the environment is; with another one beside it a second Python can be tried: `make ENVIRONMENT=.venv-3.13 PYTHON=python3.13 test`.
 ENVIRONMENT := .venv
+# What is installed into it beside the product: all that a checkout needs, or `test`, what most tests need.
+GROUP := dev
 
 BIN := $(ENVIRONMENT)/bin
 INSTALLED := $(ENVIRONMENT)/installed
@@ -23,7 +25,7 @@ $(INSTALLED): always
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults chaos check lint types imports coverage format install clean always
+.PHONY: help run test faults chaos check lint types imports coverage rest format install clean always
 
 help: ## Show the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -42,7 +44,7 @@ faults: $(INSTALLED) ## Run all fault tests, also the long ones, and print what 
 chaos: $(INSTALLED) ## Let random faults loose on real workers, e.g. ARGS="--seconds 60 --seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-check: lint types imports coverage ## Run what CI runs: lint, types, import directions, tests
+check: lint types imports coverage rest ## Run what CI runs: lint, types, import directions, tests
 
 lint: $(INSTALLED) ## Look for mistakes and for code that is not formatted
 	@$(BIN)/ruff check --quiet $(CODE)
@@ -55,11 +57,17 @@ imports: $(INSTALLED) ## Check that imports point one way
 	@$(BIN)/lint-imports
 
 # The folder, not the module's name: for a name coverage imports the package and forgets it again, and SQLAlchemy's compiled
-# parts do not survive being imported twice.
-coverage: $(INSTALLED) ## Run the tests and require that they reach all of the domain layer
+# parts do not survive being imported twice. And not for all tests: being traced, they take half as long again.
+DOMAIN := tests/unit $(patsubst %,tests/integration/test_%.py,bad_input checkpoints doctor explain preemption)
+
+coverage: $(INSTALLED) ## Run the tests of the domain layer, and require that they reach all of it
 	@$(COMPILE)
 	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile --cov=archibald_pgq/domain --cov-branch --cov-fail-under=100 \
-	    --cov-report=term-missing:skip-covered $(ARGS)
+	    --cov-report=term-missing:skip-covered $(ARGS) $(DOMAIN)
+
+rest: $(INSTALLED) ## Run all tests that `make coverage` does not
+	@$(COMPILE)
+	@$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(addprefix --ignore=,$(DOMAIN)) $(ARGS)
 
 format: $(INSTALLED) ## Mend what can be mended without thinking
 	@$(BIN)/ruff check --quiet --fix-only $(CODE)
@@ -85,6 +93,6 @@ $(INSTALLED): pyproject.toml
 	rm -f $@; \
 	"$$found" -m venv --clear $(ENVIRONMENT) && \
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
-	$(BIN)/python -m pip install --quiet --editable . --group dev && \
+	$(BIN)/python -m pip install --quiet --editable . --group $(GROUP) && \
 	$(COMPILE) && \
 	pwd -P >$@
