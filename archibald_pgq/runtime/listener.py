@@ -48,11 +48,10 @@ async def _hear(connection: psycopg.AsyncConnection[Any], heard: Callable[[str],
         try:
             connection.pgconn.consume_input()
             while notification := connection.pgconn.notifies():
-                heard(notification.extra.decode())
+                heard(notification.extra.decode(errors="replace"))  # anybody may notify, in any encoding
         except psycopg.Error as error:
-            loop.remove_reader(
-                socket
-            )  # at once: it is closed, and the next connection of this process may get its number
+            # At once: the socket is closed, and the next connection of this process may get its number.
+            loop.remove_reader(socket)
             if not lost.done():
                 lost.set_exception(error)
 

@@ -227,8 +227,9 @@ class Registration:
                 run.need_not_make_room()
 
     def _heard(self, text: str) -> None:
-        if text.startswith("turn "):
-            self._dispatcher.cut(int(text.removeprefix("turn ")))
+        lane = text.removeprefix("turn ")
+        if lane != text and lane.isdecimal():  # anybody may notify, and any text
+            self._dispatcher.cut(int(lane))
         elif text not in {"cancel", "pause", "preempt"}:
             self._dispatcher.nudge(look=text != "wake")
         if text in {"cancel", "pause"}:

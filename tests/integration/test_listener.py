@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -12,9 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from archibald_pgq import Archibald
 from archibald_pgq.runtime import listener
 from archibald_pgq.store.connect import connect
-from tests.support import PATIENCE, Look
+from tests.support import PATIENCE, Look, Stage, working
 
 MANY = 1000
 
@@ -105,6 +107,23 @@ async def test_a_lost_connection_takes_no_reader_from_who_got_its_number(
             async with asyncio.timeout(PATIENCE):
                 await read.wait()
             loop.remove_reader(ours)
+
+
+async def test_what_anybody_may_notify_does_a_worker_no_harm(
+    app: Archibald, look: Look, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN archibald'"
+    Stage(hold=False).register(app, "check", job_class="read")
+    async with working(app):
+        await look.until(f"SELECT EXISTS ({session})")
+        before = await look.value(session)
+        await look.rows("SET client_encoding = 'LATIN1'")
+        for text in ("", "turn", "turn ", "turn x", "turn -1", "turn 99999999999999999999", "\xe9", "x" * 7999):
+            await look.rows("SELECT pg_notify('archibald', %s)", text)
+        job = await app.enqueue("check", user_id="alice")
+        await job.wait(PATIENCE)
+        assert await look.value(session) == before
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def _is_open(number: int) -> bool:
