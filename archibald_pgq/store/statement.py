@@ -26,12 +26,12 @@ _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 class _Session:
-    """Of a connection: its encoding, and how often it ran each statement; what it ran more often than its threshold, it has prepared."""
+    """Of a connection: how often it ran each statement; what it ran more often than its threshold, it has prepared."""
 
-    __slots__ = ("encoding", "runs", "threshold")
+    __slots__ = ("runs", "threshold")
 
     def __init__(self, connection: _Connection) -> None:
-        self.encoding, self.threshold = connection.info.encoding, connection.prepare_threshold
+        self.threshold = connection.prepare_threshold
         self.runs: dict[bytes, int] = {}
 
 
@@ -54,7 +54,7 @@ def run(connection: _Connection, statement: str, params: Mapping[str, Any]) -> P
     """Run a statement and return libpq's result; to be given to the connection's `wait`.
 
     Args:
-        connection: of our own, and nobody else uses it.
+        connection: of our own, in UTF-8, and nobody else uses it.
         statement: with `%(name)s` for each parameter, whose type it says.
         params: None, a number or a text; a text without NUL, at which libpq would end it (`domain.payload` refuses them).
 
@@ -64,8 +64,7 @@ def run(connection: _Connection, statement: str, params: Mapping[str, Any]) -> P
     name, text, names = _for_libpq(statement)
     if (session := _sessions.get(connection)) is None:
         session = _sessions[connection] = _Session(connection)
-    encoding = session.encoding
-    values = [None if (given := params[key]) is None else str(given).encode(encoding) for key in names]
+    values = [None if (given := params[key]) is None else str(given).encode() for key in names]
     pgconn = connection.pgconn
     runs = session.runs.get(name, 0)
     if session.threshold is None or runs < session.threshold:
@@ -73,20 +72,20 @@ def run(connection: _Connection, statement: str, params: Mapping[str, Any]) -> P
     else:
         if runs == session.threshold:
             pgconn.send_prepare(name, text)
-            _check((yield from generators.execute(pgconn))[0], encoding)
+            _check((yield from generators.execute(pgconn))[0])
         pgconn.send_query_prepared(name, values)
     session.runs[name] = runs + 1
     result: PGresult = (yield from generators.execute(pgconn))[0]
-    _check(result, encoding)
+    _check(result)
     return result
 
 
 def value(connection: _Connection, statement: str, params: Mapping[str, Any]) -> PQGen[str | None]:
     """Run a statement and return the one value that it answers, see `run`."""
     answer = (yield from run(connection, statement, params)).get_value(0, 0)
-    return None if answer is None else answer.decode(_sessions[connection].encoding)
+    return None if answer is None else answer.decode()
 
 
-def _check(result: PGresult, encoding: str) -> None:
+def _check(result: PGresult) -> None:
     if result.status not in _GOOD:
-        raise error_from_result(result, encoding)
+        raise error_from_result(result)

@@ -9,7 +9,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from archibald_pgq import Archibald
 from archibald_pgq.store.connect import connect, worker_options
+from tests.support import PATIENCE, Look, Stage, working
 
 
 async def test_a_connect_that_is_cancelled_before_it_is_handed_over_leaves_no_session(
@@ -43,3 +45,19 @@ async def test_what_the_database_sets_as_timeouts_does_not_concern_a_worker(data
     async with await connect(worker_options(database, "worker", 6)) as connection:
         for name, value in wanted.items():
             assert await (await connection.execute(f"SHOW {name}")).fetchone() == (value,)
+
+
+@pytest.mark.parametrize("who", ["the DSN", "the database"])
+async def test_whatever_encoding_is_set_a_worker_takes_and_writes_any_letter(
+    who: str, database: str, look: Look
+) -> None:
+    mark = "&" if "?" in database else "?"
+    given = f"{database}{mark}client_encoding=LATIN1" if who == "the DSN" else database
+    if who == "the database":
+        name = sql.Identifier(await look.value("SELECT current_database()"))
+        await look.connection.execute(sql.SQL("ALTER DATABASE {} SET client_encoding = 'LATIN1'").format(name))
+    async with Archibald(given) as app, Archibald(f"{database}{mark}client_encoding=UTF8") as sender:
+        Stage(hold=False).register(app, "check", job_class="read")
+        async with working(app):
+            job = await sender.enqueue("check", user_id="Łucja", data={"text": "→ €"})
+            assert await job.wait(PATIENCE) == {"ran": {"text": "→ €"}}

@@ -65,20 +65,23 @@ async def test_an_enqueue_whose_connection_is_lost_meanwhile_says_so(app: Archib
 
 
 @pytest.mark.parametrize("encoding", ["UTF8", "LATIN1"])
-async def test_texts_keep_their_letters_whatever_the_encoding_of_the_connection(
-    database: str, look: Look, encoding: str
-) -> None:
+async def test_texts_keep_their_letters_whatever_encoding_is_set(database: str, look: Look, encoding: str) -> None:
     async with Archibald(with_encoding(database, encoding)) as app:
         for _ in range(OFTEN):
-            job = await app.enqueue("submit-order", user_id="Zoë", data={"größe": "ß"})
-            assert (await app.enqueue("submit-order", user_id="Zoë", idempotency_key="é")).id != job.id
-        if encoding == "LATIN1":
-            with pytest.raises(InvalidJobError, match="cannot store"):
-                await app.enqueue("submit-order", user_id="日本")
+            job = await app.enqueue("submit-order", user_id="日本", data={"größe": "→"})
+            assert (await app.enqueue("submit-order", user_id="日本", idempotency_key="é")).id != job.id
     assert await look.rows("SELECT DISTINCT user_id, idempotency_key, payload FROM archibald.jobs ORDER BY 2") == [
-        ("Zoë", "é", {}),
-        ("Zoë", None, {"größe": "ß"}),
+        ("日本", "é", {}),
+        ("日本", None, {"größe": "→"}),
     ]
+
+
+async def test_a_callers_connection_that_has_no_such_letters_is_refused_in_a_sentence(
+    app: Archibald, database: str
+) -> None:
+    async with await psycopg.AsyncConnection.connect(with_encoding(database, "LATIN1")) as connection:
+        with pytest.raises(InvalidJobError, match="cannot store"):
+            await app.enqueue("submit-order", user_id="日本", connection=connection)
 
 
 async def test_threads_share_the_connections_and_what_is_prepared_on_them(app: Archibald, look: Look) -> None:
