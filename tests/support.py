@@ -23,6 +23,11 @@ PATIENCE = 20.0
 LOOK_EVERY = 0.01
 
 
+def with_encoding(database: str, encoding: str) -> str:
+    """Return the URL with a client_encoding."""
+    return f"{database}{'&' if '?' in database else '?'}client_encoding={encoding}"
+
+
 class Stage:
     """A handler whose every run a test watches, holds and lets go; it also counts how many run at once, in all and per agent."""
 

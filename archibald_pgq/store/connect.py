@@ -50,8 +50,7 @@ def worker_options(dsn: str, name: str, lease: float) -> str:
         keepalives_interval=1,
         keepalives_count=max(1, dead_after // 1000),
     )
-    # UTF-8, whatever the DSN, the role or the database says: payloads and outcomes may have any letters.
-    return make_conninfo(conninfo, options=options.strip(), client_encoding="UTF8")
+    return make_conninfo(conninfo, options=options.strip())
 
 
 # transaction_timeout is there since PostgreSQL 17, and an option at the start that the server does not know would be refused.

@@ -50,11 +50,14 @@ def _misread(url: str, host: str, port: str) -> bool:
 
 
 def with_options(dsn: str, **options: str | int) -> str:
-    """Return the libpq conninfo of `dsn` with `options` added where it does not set them itself."""
+    """Return the libpq conninfo of `dsn` for a connection of our own, with `options` added where it does not set them itself.
+
+    In UTF-8, whatever the DSN, the role or the database says: a text of a job may have any letters.
+    """
     given: dict[str, str | int] = {
         key: value for key, value in conninfo_to_dict(to_libpq(dsn)).items() if value is not None
     }
-    return make_conninfo("", **{**options, **given})
+    return make_conninfo("", **{**options, **given, "client_encoding": "UTF8"})
 
 
 def redacted(dsn: str) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 
 import psycopg
 from psycopg.abc import Buffer
-from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.types.datetime import TimestamptzLoader
 
@@ -66,9 +65,7 @@ os.register_at_fork(after_in_child=let_go_all)
 
 
 def _conninfo(dsn: str) -> str:
-    conninfo = with_options(dsn, application_name="archibald-pgq client", connect_timeout=CONNECT_TIMEOUT)
-    # Whatever the DSN, the role or the database says: a text may have any letters.
-    return make_conninfo(conninfo, client_encoding="UTF8")
+    return with_options(dsn, application_name="archibald-pgq client", connect_timeout=CONNECT_TIMEOUT)
 
 
 _SESSION = "SELECT pg_backend_pid()"

@@ -56,7 +56,8 @@ def run(connection: _Connection, statement: str, params: Mapping[str, Any]) -> P
     Args:
         connection: of our own, in UTF-8, and nobody else uses it.
         statement: with `%(name)s` for each parameter, whose type it says.
-        params: None, a number or a text; a text without NUL, at which libpq would end it (`domain.payload` refuses them).
+        params: None, a number or a text; a text without NUL, at which libpq would end it: `domain.payload` refuses
+            it, and an error's text is written without it.
 
     Raises:
         psycopg.Error: the server refuses, or is gone.

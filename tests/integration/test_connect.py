@@ -11,7 +11,7 @@ from psycopg import sql
 
 from archibald_pgq import Archibald
 from archibald_pgq.store.connect import connect, worker_options
-from tests.support import PATIENCE, Look, Stage, working
+from tests.support import PATIENCE, Look, Stage, with_encoding, working
 
 
 async def test_a_connect_that_is_cancelled_before_it_is_handed_over_leaves_no_session(
@@ -51,13 +51,12 @@ async def test_what_the_database_sets_as_timeouts_does_not_concern_a_worker(data
 async def test_whatever_encoding_is_set_a_worker_takes_and_writes_any_letter(
     who: str, database: str, look: Look
 ) -> None:
-    mark = "&" if "?" in database else "?"
-    given = f"{database}{mark}client_encoding=LATIN1" if who == "the DSN" else database
+    given = with_encoding(database, "LATIN1") if who == "the DSN" else database
     if who == "the database":
         name = sql.Identifier(await look.value("SELECT current_database()"))
         await look.connection.execute(sql.SQL("ALTER DATABASE {} SET client_encoding = 'LATIN1'").format(name))
-    async with Archibald(given) as app, Archibald(f"{database}{mark}client_encoding=UTF8") as sender:
+    async with Archibald(given) as app:
         Stage(hold=False).register(app, "check", job_class="read")
         async with working(app):
-            job = await sender.enqueue("check", user_id="Łucja", data={"text": "→ €"})
+            job = await app.enqueue("check", user_id="Łucja", data={"text": "→ €"})
             assert await job.wait(PATIENCE) == {"ran": {"text": "→ €"}}

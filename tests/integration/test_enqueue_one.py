@@ -9,15 +9,11 @@ import psycopg
 import pytest
 
 from archibald_pgq import Archibald, DatabaseError, InvalidJobError
-from tests.support import Look, looking
+from tests.support import Look, looking, with_encoding
 
 CLIENTS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'archibald-pgq client' AND state IS NOT NULL"
 OFTEN = 10
 """More than the five times after which the driver prepares a statement."""
-
-
-def with_encoding(database: str, encoding: str) -> str:
-    return f"{database}{'&' if '?' in database else '?'}client_encoding={encoding}"
 
 
 async def test_what_was_prepared_on_a_lost_connection_is_prepared_anew(app: Archibald, look: Look) -> None:

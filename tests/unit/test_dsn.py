@@ -102,7 +102,9 @@ def test_options_are_added_where_the_dsn_does_not_set_them() -> None:
     found = conninfo_to_dict(
         with_options("postgres://h/shop?connect_timeout=9", connect_timeout=5, application_name="x")
     )
-    assert found == {"host": "h", "dbname": "shop", "connect_timeout": "9", "application_name": "x"}
+    assert found == {
+        "host": "h", "dbname": "shop", "connect_timeout": "9", "application_name": "x", "client_encoding": "UTF8",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
