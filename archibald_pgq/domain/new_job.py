@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes half as long again
 class NewJob:
     """One of the jobs that `enqueue_many` is to enqueue.
 

@@ -25,7 +25,8 @@ MAX_ID = 2**63 - 1
 MAX_LIMIT = 10_000
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+"""Turns a value into JSON text, unchecked; raises ValueError, TypeError or RecursionError."""
 
 
 def _text(name: str, value: object, longest: int) -> str:
@@ -119,7 +120,7 @@ def to_json(value: object, what: str = "payload") -> str:
         InvalidJobError: it is no JSON, has NaN, infinity, NUL or a lone surrogate, is nested deeper than 200 levels, or is over 1 MB.
     """
     try:
-        text = _encode(value)
+        text = encode(value)
     except RecursionError:
         raise _too_deep(what) from None
     except (TypeError, ValueError) as error:

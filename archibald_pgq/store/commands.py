@@ -14,6 +14,7 @@ from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.new_job import NewJob
 from archibald_pgq.domain.operations import Policy
 from archibald_pgq.domain.payload import check_job_id, check_new_job, check_reason, check_user_id, json_bytes
+from archibald_pgq.domain.plain import plain_payloads
 from archibald_pgq.errors import InvalidJobError, JobStateError, UnknownAgentError, UnknownJobError
 from archibald_pgq.store.arrays import of_numbers, of_texts
 from archibald_pgq.store.request import Request, Rows, nothing
@@ -33,6 +34,10 @@ SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS te
                               CAST(%(keys)s AS text[]),
                               ARRAY (SELECT clock_timestamp() + make_interval(secs => d)
                                        FROM unnest(CAST(%(delays)s AS double precision[])) WITH ORDINALITY AS i(d, n) ORDER BY n))
+"""
+_ENQUEUE_PLAIN = """
+SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS text[]),
+                              ARRAY (SELECT jsonb_array_elements(CAST(%(payloads)s AS jsonb))), NULL, NULL)
 """
 _EXPECT_AGENTS = "SELECT archibald.expect_agents(CAST(%(user_ids)s AS text[]))"
 # The trigger reads the settings; the CTE is evaluated before the call that depends on it. What is not given stays as the session has it.
@@ -129,6 +134,18 @@ def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
     Raises:
         InvalidJobError: something of a job is not allowed (the text says which, from 1), or they are over 256 MB in all.
     """
+    plain = plain_payloads(jobs)
+    checked = _checked(jobs) if plain is None else {"payloads": plain}
+    user_ids = [job.user_id for job in jobs]
+    params = {"user_ids": of_texts(user_ids), "kinds": of_texts([job.kind for job in jobs]), **checked}
+    several = [user_id for user_id, count in Counter(user_ids).items() if count > 1]
+    before = (_EXPECT_AGENTS, {"user_ids": of_texts(several)}) if several else None
+    statement, params = _limited(_ENQUEUE_MANY if plain is None else _ENQUEUE_PLAIN, params, limits)
+    return Request(statement, params, lambda rows: rows[0][0], before=before)
+
+
+def _checked(jobs: Sequence[NewJob]) -> dict[str, str]:
+    """Return the parameters that need a look at each job."""
     payloads, size = [], 0
     for place, job in enumerate(jobs, 1):
         try:
@@ -138,18 +155,11 @@ def enqueue_many(jobs: Sequence[NewJob], limits: Limits) -> Request[list[int]]:
         size += json_bytes(payloads[-1])
         if size > MAX_MANY_BYTES:
             raise InvalidJobError("the payloads are over 256 MB in all; enqueue them in several calls")
-    user_ids = [job.user_id for job in jobs]
-    params = {
-        "user_ids": of_texts(user_ids),
-        "kinds": of_texts(job.kind for job in jobs),
+    return {
         "payloads": of_texts(payloads),
         "keys": of_texts(job.idempotency_key for job in jobs),
         "delays": of_numbers(float(job.delay) or None for job in jobs),
     }
-    several = [user_id for user_id, count in Counter(user_ids).items() if count > 1]
-    before = (_EXPECT_AGENTS, {"user_ids": of_texts(several)}) if several else None
-    statement, params = _limited(_ENQUEUE_MANY, params, limits)
-    return Request(statement, params, lambda rows: rows[0][0], before=before)
 
 
 def _limited(call: str, params: dict[str, Any], limits: Limits) -> tuple[str, dict[str, Any]]:

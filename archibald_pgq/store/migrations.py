@@ -25,7 +25,7 @@ from archibald_pgq.store.dsn import redacted, with_options
 from archibald_pgq.store.embedded.programs import OLDEST
 from archibald_pgq.store.sql import statement
 
-CODE_REVISION = "0010"
+CODE_REVISION = "0011"
 """The schema revision that this code was written for."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent

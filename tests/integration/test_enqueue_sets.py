@@ -198,8 +198,13 @@ async def test_the_setting_ends_with_the_statement_that_it_is_for(look: Look, da
     assert await look.value("SELECT count(*) FROM archibald.jobs WHERE class = 'write' AND priority IS NOT NULL") == 2
 
 
+DEEP = '{"a": ' + "[" * 200 + "1" + "]" * 200 + "}"
+
+
 @pytest.mark.parametrize(
-    "payload", ['{"a": "' + "x" * 1_048_576 + '"}', '{"a": ' + "[" * 200 + "1" + "]" * 200 + "}"], ids=["long", "deep"]
+    "payload",
+    ['{"a": "' + "x" * 1_048_576 + '"}', DEEP, '{"a": [' + ", ".join(["1e131071"] * 8) + "]}"],
+    ids=["long", "deep", "long as text"],
 )
 @pytest.mark.parametrize(
     "statement",
@@ -219,6 +224,35 @@ async def test_a_payload_over_the_limits_is_refused_wherever_it_is_written(
         await look.rows(statement, payload)
     assert not caught.value.diag.message_detail  # which would quote the row, and get into logs
     assert await look.rows("SELECT user_id, payload FROM archibald.jobs") == [("bob", {})]
+
+
+async def test_a_payload_that_another_table_keeps_compressed_is_refused_as_well(look: Look) -> None:
+    """It comes as it is kept, in fewer bytes than any that is too long."""
+    await look.rows("CREATE TABLE public.kept (payload jsonb, other text)")
+    await look.rows(
+        "INSERT INTO public.kept SELECT jsonb_build_object('a', array_fill(1e131071::numeric, ARRAY[100])), string_agg(md5(n::text), '')"
+        " FROM generate_series(1, 60) AS n"
+    )
+    assert await look.value("SELECT pg_column_size(payload) FROM public.kept") <= 100
+    with pytest.raises(errors.CheckViolation, match="jobs_payload_size"):
+        await look.rows(
+            "INSERT INTO archibald.jobs (user_id, kind, payload) SELECT 'alice', 'submit-order', payload FROM public.kept"
+        )
+
+
+async def test_a_set_is_refused_where_a_kind_becomes_a_sync_meanwhile(look: Look, database: str) -> None:
+    """What has been looked at as a job without a twin would otherwise be a second sync of its agent."""
+    bucket = "SELECT pg_advisory_lock(1095910216, archibald.bucket(archibald.lock_key('alice')))"
+    async with looking(database) as caller, looking(database) as holder:
+        await holder.value(bucket)
+        pid = await caller.value("SELECT pg_backend_pid()")
+        waiting = asyncio.create_task(caller.rows(MANY, ["alice"], ["submit-order"], ["{}"], [None], [None]))
+        await look.until("SELECT count(*) > 0 FROM pg_locks WHERE pid = %s AND NOT granted", pid)
+        await look.rows("UPDATE archibald.operations SET class = 'sync' WHERE kind = 'submit-order'")
+        await holder.value(bucket.replace("_lock(", "_unlock(", 1))
+        with pytest.raises(errors.SerializationFailure, match="enqueue again"):
+            await waiting
+    assert await look.value("SELECT count(*) FROM archibald.jobs") == 0
 
 
 async def test_an_enqueue_of_the_client_is_one_round_trip(app: Archibald, tmp_path: Path) -> None:
