@@ -1,7 +1,10 @@
 """A job queue on Postgres for work that must go one at a time per key.
 
-The public names; everything else is an implementation detail.
+The public names; everything else is an implementation detail. `Worker` is imported with its first use: it needs half of the package, for
+which who only enqueues need not wait.
 """
+
+from typing import TYPE_CHECKING
 
 from archibald_pgq.app import Archibald
 from archibald_pgq.domain.backoff import Backoff
@@ -39,6 +42,9 @@ from archibald_pgq.errors import (
 from archibald_pgq.handle import Job, SyncJob
 from archibald_pgq.runtime.context import JobContext
 from archibald_pgq.sync import SyncArchibald
+
+if TYPE_CHECKING:
+    from archibald_pgq.runtime.worker import Worker
 
 __all__ = [
     "AgentBacklogError",
@@ -82,5 +88,14 @@ __all__ = [
     "UnknownKindError",
     "UnreachableError",
     "WaitTimeoutError",
+    "Worker",
     "WorkerRecord",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "Worker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from archibald_pgq.runtime.worker import Worker
+
+    return Worker

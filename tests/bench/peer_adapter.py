@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from archibald_pgq import Archibald, JobContext, NewJob
+from archibald_pgq import Archibald, JobContext, NewJob, Worker
 
 RunJob = Callable[[str, int], Awaitable[None]]
 
@@ -67,7 +67,7 @@ async def work(dsn: str, spec: dict[str, Any], run_job: RunJob, stopped: asyncio
     """Run a worker in this process until told to stop."""
     os.environ["WORKER_CONCURRENCY"] = str(spec["concurrency"])
     async with _app(dsn, run_job) as app:
-        worker = await app.worker()
+        worker: Worker = await app.worker()
         running = asyncio.create_task(worker.run())
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -352,6 +352,17 @@ async def test_run_takes_its_app_from_the_argument_else_the_variable_else_pyproj
     assert b"is ready: 10 consumers, 1 operations" in log
 
 
+def test_who_only_enqueues_does_not_import_the_worker_and_who_asks_for_it_does() -> None:
+    code = (
+        "import sys, archibald_pgq\n"
+        "print('archibald_pgq.runtime.dispatcher' in sys.modules, hasattr(archibald_pgq, 'Other'))\n"
+        "from archibald_pgq import *\n"
+        "print('archibald_pgq.runtime.dispatcher' in sys.modules, Worker.run.__name__)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert found.stdout == "False False\nTrue run\n"
+
+
 def test_a_start_imports_neither_alembic_nor_sqlalchemy_nor_the_demo_nor_what_the_example_needs() -> None:
     """They cost more than the rest of a short command."""
     found = subprocess.run(
