@@ -180,7 +180,6 @@ jobs = Table(
     ),
     Index("jobs_sync", "user_id", "kind", postgresql_where=text("state = 'queued' AND class = 'sync'")),
     Index("jobs_of_user", "user_id", "id"),
-    Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
     Index("jobs_retried", "retried_from", postgresql_where=text("retried_from IS NOT NULL")),
     Index("jobs_review", "id", postgresql_where=text("state = 'needs_review'")),
     Index("jobs_requeued", "agent_id", postgresql_where=text("state = 'queued' AND wait_reason = 'requeue'")),

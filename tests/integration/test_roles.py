@@ -60,7 +60,7 @@ WORKER = {
     "finish_step", "forget_steps", "free_lanes", "hint", "hint_lanes", "keep_evidence", "lock_key", "look_again",
     "make_history_partitions", "make_room", "mend_lanes", "next_write", "note_failed_sync", "note_outage", "note_recovery",
     "note_refused_login", "odd_lanes", "owns_job", "pause_agent", "preempt_requests", "refresh_lanes", "release_fenced_lanes",
-    "release_unlocked", "requeue_delay", "requeue_waiting", "rest_after", "resume_agent", "retake", "retry_job", "settle",
+    "release_unlocked", "requeue_delay", "requeue_waiting", "rest_after", "resume_agent", "retake", "retry_job", "settle", "sound_payload",
     "takeover_due", "try_lock_agent", "turn", "unlock_agent", "wake_lanes", "withdraw_requests",
 }  # fmt: skip
 DEFINER = {

@@ -29,6 +29,7 @@ BEGIN
       LEFT JOIN (SELECT p.kind FROM archibald.operations p WHERE p.class <> 'sync' OFFSET 0) AS o
         ON o.kind = i.kind AND i.key IS NULL AND char_length(i.user_id) BETWEEN 1 AND 200
            AND jsonb_typeof(i.payload) = 'object' AND coalesce(i.run_after, v_now) BETWEEN '0001-01-02Z' AND '9999-12-30Z'
+           AND (octet_length(i.payload::text) <= 400 OR archibald.sound_payload(i.payload))
      ORDER BY i.n);
 
   IF false = ANY (v_plain) THEN
@@ -128,18 +129,3 @@ BEGIN
   END IF;
   RETURN v_ids;
 END $$;
-
--- The trigger's condition as in enqueue.v7, with the table's oid in the place of its name, which would be looked up for each row.
-DROP TRIGGER jobs_before_insert ON archibald.jobs;
-CREATE TRIGGER jobs_before_insert BEFORE INSERT ON archibald.jobs
-  FOR EACH ROW WHEN (current_setting('archibald.checked', true) IS DISTINCT FROM 'on'
-                     OR NOT has_table_privilege('archibald.jobs'::regclass, 'TRIGGER'))
-  EXECUTE FUNCTION archibald.jobs_before_insert();
-
--- A short payload need not be written out to know that it is not too long or too deep: a level takes 8 bytes, and the longest number 16 here and
--- 131,072 there, so that the eight that would be too long take more than 100. But not if it is compressed, as it may be in another table.
-DROP TRIGGER jobs_payload ON archibald.jobs;
-CREATE TRIGGER jobs_payload BEFORE INSERT OR UPDATE OF payload ON archibald.jobs
-  FOR EACH ROW WHEN ((pg_column_size(NEW.payload) > 100 OR pg_column_compression(NEW.payload) IS NOT NULL)
-                     AND octet_length(NEW.payload::text) > 400)
-  EXECUTE FUNCTION archibald.check_payload();
