@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from archibald_pgq.errors import ConfigError, DatabaseError
+from archibald_pgq.processes.forking import opening
 from archibald_pgq.store.embedded.layout import Layout
 from archibald_pgq.store.embedded.programs import WHEEL, Programs
 
@@ -184,15 +185,18 @@ def _require_passable(account: Account, layout: Layout, folders: list[Path]) -> 
 def _first_closed(account: Account, paths: list[Path]) -> Path | None:
     """The first path that the user cannot enter (folder) or run (file); the kernel is asked, so that ACLs count too."""
     script = 'for path; do test -x "$path" || { printf %s "$path"; exit 0; }; done'
-    # S603: a fixed script; the paths are its arguments, not part of it.
-    ran = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", *map(os.fspath, paths)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        cwd="/",
-        **account.run_as(),
-    )
+    with (
+        opening()
+    ):  # a child that is forked meanwhile would keep the pipe open, and this would wait for that child's end
+        # S603: a fixed script; the paths are its arguments, not part of it.
+        ran = subprocess.run(
+            ["/bin/sh", "-c", script, "sh", *map(os.fspath, paths)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            cwd="/",
+            **account.run_as(),
+        )
     if ran.returncode != 0:
         raise OSError(
             f"/bin/sh cannot be run as the user {account.name}: {ran.stderr.decode(errors='replace').strip()}"

