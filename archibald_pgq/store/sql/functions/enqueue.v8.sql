@@ -1,5 +1,5 @@
 -- Every way into the queue passes here: see enqueue.v7, whose other functions stand. All of them look at a new payload themselves: the condition
--- of a trigger is read anew by each statement that writes the table, and with it an enqueue took a hundredth longer.
+-- of a trigger is read anew by each statement that writes the table, and asked for each row.
 
 -- True; or raises what the table's constraints once raised. A payload is what every reader can be trusted with, the same as in Python. Who asks
 -- may pass over what is not longer than 400 characters: 201 levels take 402.
