@@ -1,7 +1,7 @@
 """Jobs that are looked at all at once, because none of them is special: what most sets are.
 
 Guarantees: what passes here would pass `check_new_job` one by one, with the same payloads. Must not: say what is wrong with a job; whoever
-gets None looks at each of them. Why: for a set of a thousand it takes a quarter of the time.
+gets None looks at each of them. Why: for a thousand it takes a fifth of the time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def plain_payloads(jobs: Sequence[NewJob]) -> str | None:
         or {type(payload) for payload in payloads} != {dict}
         or not {type(key) for payload in payloads for key in payload} <= {str}
         or not {type(value) for payload in payloads for value in payload.values()} <= _SCALARS
-        or {(type(job.delay), job.delay) for job in jobs} - {(int, 0), (float, 0.0)}
+        or not {type(job.delay) for job in jobs} <= {int, float}
+        or any(job.delay for job in jobs)
         or not _are_users([job.user_id for job in jobs])
     ):
         return None

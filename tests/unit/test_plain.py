@@ -64,6 +64,7 @@ def test_most_jobs_are_plain() -> None:
         {"delay": 1},
         {"delay": True},
         {"delay": float("nan")},
+        {"delay": []},
         {"user_id": ""},
         {"user_id": "x" * (MAX_USER_ID + 1)},
         {"user_id": "a\x00"},

@@ -185,9 +185,8 @@ def _require_passable(account: Account, layout: Layout, folders: list[Path]) -> 
 def _first_closed(account: Account, paths: list[Path]) -> Path | None:
     """The first path that the user cannot enter (folder) or run (file); the kernel is asked, so that ACLs count too."""
     script = 'for path; do test -x "$path" || { printf %s "$path"; exit 0; }; done'
-    with (
-        opening()
-    ):  # a child that is forked meanwhile would keep the pipe open, and this would wait for that child's end
+    # A child that is forked meanwhile would keep the pipe open, and this would wait for that child's end.
+    with opening():
         # S603: a fixed script; the paths are its arguments, not part of it.
         ran = subprocess.run(
             ["/bin/sh", "-c", script, "sh", *map(os.fspath, paths)],

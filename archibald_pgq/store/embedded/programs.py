@@ -138,9 +138,8 @@ def _output(program: str, option: str) -> str:
     """What a program prints for an option; empty if it cannot be run (the caller has the sentence for that)."""
     try:
         # S603: a program that was named by the person or found on PATH, with a fixed option, no shell.
-        with (
-            opening()
-        ):  # a child that is forked meanwhile would keep the pipe open, and this would wait for that child's end
+        # A child that is forked meanwhile would keep the pipe open, and this would wait for that child's end.
+        with opening():
             ran = subprocess.run(
                 [program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
             )

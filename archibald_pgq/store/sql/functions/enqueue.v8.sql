@@ -51,7 +51,9 @@ BEGIN
   IF jsonb_typeof(NEW.payload) <> 'object' THEN
     RAISE EXCEPTION 'the payload must be a JSON object, such as {"order": 7}' USING ERRCODE = 'AQ002';
   END IF;
-  PERFORM archibald.sound_payload(NEW.payload);
+  IF octet_length(NEW.payload::text) > 400 THEN
+    PERFORM archibald.sound_payload(NEW.payload);
+  END IF;
   NEW.class := v_op.class;
   NEW.priority := coalesce(NEW.priority, v_op.priority);
   NEW.max_attempts := v_op.max_attempts;
