@@ -29,15 +29,17 @@ _ENQUEUE = """
 SELECT archibald.enqueue(CAST(%(user_id)s AS text), CAST(%(kind)s AS text), CAST(%(payload)s AS jsonb), CAST(%(key)s AS text),
                          clock_timestamp() + make_interval(secs => CAST(%(delay)s AS double precision)))
 """
+# Arrays as texts, see `store.arrays`; said to be texts, because a caller's driver may want something else for an array or for JSON.
 _ENQUEUE_MANY = """
-SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS text[]), CAST(CAST(%(payloads)s AS text[]) AS jsonb[]),
-                              CAST(%(keys)s AS text[]),
+SELECT archibald.enqueue_many(CAST(CAST(%(user_ids)s AS text) AS text[]), CAST(CAST(%(kinds)s AS text) AS text[]),
+                              CAST(CAST(CAST(%(payloads)s AS text) AS text[]) AS jsonb[]), CAST(CAST(%(keys)s AS text) AS text[]),
                               ARRAY (SELECT clock_timestamp() + make_interval(secs => d)
-                                       FROM unnest(CAST(%(delays)s AS double precision[])) WITH ORDINALITY AS i(d, n) ORDER BY n))
+                                       FROM unnest(CAST(CAST(%(delays)s AS text) AS double precision[])) WITH ORDINALITY AS i(d, n)
+                                      ORDER BY n))
 """
 _ENQUEUE_PLAIN = """
-SELECT archibald.enqueue_many(CAST(%(user_ids)s AS text[]), CAST(%(kinds)s AS text[]),
-                              ARRAY (SELECT jsonb_array_elements(CAST(%(payloads)s AS jsonb))), NULL, NULL)
+SELECT archibald.enqueue_many(CAST(CAST(%(user_ids)s AS text) AS text[]), CAST(CAST(%(kinds)s AS text) AS text[]),
+                              ARRAY (SELECT jsonb_array_elements(CAST(CAST(%(payloads)s AS text) AS jsonb))), NULL, NULL)
 """
 _EXPECT_AGENTS = "SELECT archibald.expect_agents(CAST(%(user_ids)s AS text[]))"
 # The trigger reads the settings; the CTE is evaluated before the call that depends on it. What is not given stays as the session has it.

@@ -28,6 +28,7 @@ from archibald_pgq import (
     JobCancelledError,
     JobContext,
     JobFailedError,
+    NewJob,
     State,
     UnknownJobError,
     UnknownKindError,
@@ -126,6 +127,27 @@ async def test_a_job_is_part_of_the_callers_transaction(
     assert (
         await look.value("SELECT count(*) FROM notes") == 0
     )  # that transaction was the caller's, and was rolled back with its job
+
+
+@pytest.mark.parametrize("sort", SORTS)
+async def test_a_set_is_part_of_the_callers_transaction(
+    sort: str, app: Archibald, look: Look, database: str, engine: AsyncEngine
+) -> None:
+    """One in which there is something to look at in each job, and one in which there is not: these are two statements."""
+    await look.rows("CREATE TABLE notes (note text)")
+    users, data = ["alice", 'bob, "{}'], [{"text": 'Zoë "\\, {}', "n": n} for n in range(2)]
+    async with callers_connection(sort, database, engine) as connection:
+        plain = [NewJob("submit-order", user_id=user, data=each) for user, each in zip(users, data, strict=True)]
+        keyed = [
+            NewJob("submit-order", user_id=user, data=each, idempotency_key='a "key"', delay=60)
+            for user, each in zip(users, data, strict=True)
+        ]
+        jobs = [job for jobs in (plain, keyed) for job in await app.enqueue_many(jobs, connection=connection)]
+        assert await look.value(JOBS) == 0  # nobody else sees them yet
+        await connection.commit()
+    records = [await job.record() for job in jobs]
+    assert [(record.user_id, record.payload) for record in records] == list(zip(users, data, strict=True)) * 2
+    assert [record.idempotency_key for record in records] == [None, None, 'a "key"', 'a "key"']
 
 
 @pytest.mark.parametrize("sort", SORTS)
