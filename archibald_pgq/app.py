@@ -25,7 +25,7 @@ from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.handle import Job
 from archibald_pgq.runtime.registry import Handler, Login, Valid, declared_policy
 from archibald_pgq.source import Source, forget_after_fork
-from archibald_pgq.store import commands, evidence, reads
+from archibald_pgq.store import commands, enqueues, evidence, reads
 from archibald_pgq.store.client import CallerConnection, Client
 from archibald_pgq.store.request import Request
 from archibald_pgq.store.target import Target
@@ -177,7 +177,7 @@ class Archibald:
             AgentBacklogError: the agent has ARCHIBALD_AGENT_BACKLOG queued jobs already.
             DatabaseError, SchemaError: the database cannot be used.
         """
-        request = commands.enqueue(
+        request = enqueues.enqueue(
             kind,
             self._source.limits,
             user_id=user_id,
@@ -202,7 +202,7 @@ class Archibald:
         """
         return [
             self._handle(job_id)
-            for job_id in await self._ask(commands.enqueue_many(jobs, self._source.limits), connection)
+            for job_id in await self._ask(enqueues.enqueue_many(jobs, self._source.limits), connection)
         ]
 
     async def job(self, job_id: int) -> JobRecord:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from archibald_pgq import config
 from archibald_pgq.runtime.registry import Registry
-from archibald_pgq.store.commands import Limits
+from archibald_pgq.store.enqueues import Limits
 from archibald_pgq.store.pool import let_go_all
 from archibald_pgq.store.target import Target, open_target
 

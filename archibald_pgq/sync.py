@@ -22,7 +22,7 @@ from archibald_pgq.domain.views import AgentRecord, ClassStats, WorkerRecord
 from archibald_pgq.errors import NotPermittedError
 from archibald_pgq.handle import SyncJob
 from archibald_pgq.source import Source, forget_after_fork
-from archibald_pgq.store import commands, evidence, reads
+from archibald_pgq.store import commands, enqueues, evidence, reads
 from archibald_pgq.store.client import SyncCallerConnection, SyncClient
 from archibald_pgq.store.request import Request
 
@@ -56,7 +56,7 @@ class SyncArchibald:
         `connection` is a psycopg `Connection`, or SQLAlchemy `Connection`, `Session` or `scoped_session`: the job is then part of its
         transaction, and appears with its commit.
         """
-        request = commands.enqueue(
+        request = enqueues.enqueue(
             kind,
             self._source.limits,
             user_id=user_id,
@@ -68,7 +68,7 @@ class SyncArchibald:
 
     def enqueue_many(self, jobs: Sequence[NewJob], *, connection: SyncCallerConnection | None = None) -> list[SyncJob]:
         """Enqueue jobs in one statement; see `Archibald.enqueue_many`."""
-        request = commands.enqueue_many(jobs, self._source.limits)
+        request = enqueues.enqueue_many(jobs, self._source.limits)
         return [self._handle(job_id) for job_id in self._ask(request, connection)]
 
     def wait(self, job: SyncJob | int, timeout: float | None = None) -> Any:

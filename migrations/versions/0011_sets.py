@@ -27,8 +27,7 @@ FUNCTIONS = (
 def upgrade() -> None:
     """Drop an index, and replace functions and triggers; workers of the code before go on meanwhile and after it."""
     driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
-    # In the order in which an enqueue takes them: see 0002.
-    driver.execute("LOCK TABLE archibald.jobs, archibald.agents, archibald.workers")
+    driver.execute("LOCK TABLE archibald.jobs")  # and no other: nothing of them is changed
     for name in TABLES:
         driver.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
     for name in FUNCTIONS:

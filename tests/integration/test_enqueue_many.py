@@ -98,7 +98,7 @@ async def test_nothing_is_enqueued_if_one_of_them_is_refused_and_the_sentence_sa
 async def test_payloads_over_256_mb_in_all_are_refused_before_anything_is_sent(
     app: Archibald, look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("archibald_pgq.store.commands.MAX_MANY_BYTES", 1000)
+    monkeypatch.setattr("archibald_pgq.store.enqueues.MAX_MANY_BYTES", 1000)
     jobs = [NewJob("submit-order", user_id="alice", data={"texts": ["x" * 300]})] * 4
     with pytest.raises(InvalidJobError, match="over 256 MB in all; enqueue them in several calls"):
         await app.enqueue_many(jobs)
