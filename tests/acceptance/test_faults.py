@@ -502,8 +502,11 @@ async def test_when_one_of_its_backends_is_terminated_the_jobs_go_on(faults: Sce
         await faults.look.until(
             "SELECT backend_pid = %s FROM archibald.workers WHERE id = %s", another, worker.worker_id
         )
-        for n in range(3):  # the locks were taken again
-            assert not await faults.look.value("SELECT pg_try_advisory_lock(archibald.lock_key(%s))", f"held-{n}")
+        await faults.look.until(  # the locks are taken again, a moment after the session is written down
+            "SELECT count(*) = 3 FROM archibald.agents a JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted "
+            "AND (l.classid::bigint << 32) | l.objid::bigint = a.lock_key WHERE a.user_id LIKE 'held-%%' AND l.pid = %s",
+            another,
+        )
     faults.open()
     await faults.until_ended()
     for job in (*held, *many):
