@@ -2,7 +2,8 @@
 
 Run as `python -m tests.bench.daemons`. All workers are there before the jobs are, which become due with one commit: what is measured is
 how they share the work, and not how long eight processes take to start. The agents have had a job before and were paused; with `--new`
-nobody knows them, and one commit brings all their jobs. Handlers write each start and end into a file, which costs more than the job does.
+nobody knows them, and one commit brings all their jobs. Handlers write each start and end into a file, which costs more than the job does;
+with `--seconds` they wait so long besides, and one worker does not fill the server.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--daemons", type=numbers, default=[1, 2, 4, 8], metavar="N,N", help="numbers of workers")
     parser.add_argument("--users", type=int, default=600)
     parser.add_argument("--each", type=int, default=50, help="jobs of each user")
+    parser.add_argument("--seconds", type=float, default=0.0, help="that each job waits")
     parser.add_argument("--new", action="store_true", help="of agents that never had a job, instead of known ones")
     parser.add_argument("--rounds", type=int, default=3)
 
@@ -40,7 +42,8 @@ async def play(bench: Play) -> None:
     cases = {f"{workers} workers": workers for workers in chosen.daemons}
     rates = await bench.in_turns(cases, partial(_rate, bench))
     for name, rate in zip(cases, rates, strict=True):
-        bench.add(f"{name}, {chosen.users} users × {chosen.each} jobs", rate, "jobs/s")
+        what = f"jobs of {chosen.seconds * 1000:g} ms" if chosen.seconds else "jobs"
+        bench.add(f"{name}, {chosen.users} users × {chosen.each} {what}", rate, "jobs/s")
         bench.add(f"… ratio to {chosen.daemons[0]}", rate / rates[0], "×")
     bench.add("violations found by the checker", len(bench.problems), "")
 
@@ -55,7 +58,8 @@ async def _rate(bench: Play, workers: int) -> float:
         for daemon in daemons:
             await made.registered(daemon)
         jobs = [
-            NewJob(KIND, user_id=f"user-{n % chosen.users}", data={"do": "short", "seconds": 0.0}) for n in range(count)
+            NewJob(KIND, user_id=f"user-{n % chosen.users}", data={"do": "short", "seconds": chosen.seconds})
+            for n in range(count)
         ]
         if not chosen.new:
             await _enqueue(made, jobs[: chosen.users])
