@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import signal
@@ -46,11 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker("slow")
-
-
-def pytest_collection_finish() -> None:
-    """Modules and collected tests stay until the end: no garbage collection needs to look at them again."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
