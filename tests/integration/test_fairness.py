@@ -75,10 +75,16 @@ async def test_ready_syncs_that_no_consumer_may_take_make_no_tight_loop(
     await app.enqueue_many([NewJob("sync-orders", user_id=f"sync-{n}") for n in range(3)])
     async with hand(database) as worker:
         assert await claimed(worker, Want(5, 2, 0)) == ["sync-0", "sync-1"]
-        # the only thing to come is the look at the syncs that have just begun
-        await look.until("SELECT min(doubt_at) <= now() FROM archibald.agents")
-        turn = (await take_turn(worker.connection, worker.worker_id, [], Want(3, 0, 0), look=True)).read()
-        assert (turn.claimed, turn.next_in) == ([], None)
+        # The only things to come are the look at the syncs that have just begun, and the one after a look that took long.
+        await look.until("SELECT max(doubt_at) <= now() FROM archibald.agents")
+        comes: float | None = 0.0
+        for _ in range(20):
+            turn = (await take_turn(worker.connection, worker.worker_id, [], Want(3, 0, 0), look=True)).read()
+            assert turn.claimed == []
+            comes = turn.next_in
+            if comes is None:
+                break
+        assert comes is None
 
 
 async def test_a_hint_that_is_old_lets_no_sync_past_the_limit(database: str, app: Archibald, look: Look) -> None:
