@@ -39,8 +39,12 @@ class LaneRun:
         make_run: Callable[[ClaimedJob], Run],
         report: Callable[[LaneRun], None],
         in_contact: Callable[[], bool],
+        consumer_waits: Callable[[], bool],
     ) -> None:
-        """Prepare; `report` is called when there is something to write before the end, `in_contact` says whether a handler may start."""
+        """Prepare; `report` is called when there is something to write before the end.
+
+        `in_contact` says whether a handler may start, `consumer_waits` whether a consumer has nothing to run.
+        """
         self.owner = Owner(jobs[0].lane, jobs[0].epoch)
         self.jobs = list(jobs)
         self.job = jobs[0]
@@ -53,6 +57,7 @@ class LaneRun:
         self.task_name = ""
         """Of the task in which its handlers run."""
         self._make_run, self._report, self._in_contact = make_run, report, in_contact
+        self._consumer_waits = consumer_waits
         self._run: Run | None = None
         self._began = self.claimed_at
         self.marked = jobs[0].marked
@@ -99,10 +104,13 @@ class LaneRun:
         self._end(done)
 
     def _ask(self, done: int) -> None:
-        """Ask for more jobs at the last moment at which there is enough left to do until they come."""
+        """Ask for more jobs at the last moment at which there is enough left to do until they come.
+
+        Not where every consumer runs something: its agent goes behind the others then, and asking would be one more report of each lane.
+        """
         if done and not self._asked and not self.marked and done < MOST:
             each = self.took[-1]
-            if AT_HAND <= (len(self.jobs) - done) * each < AT_HAND + each:
+            if AT_HAND <= (len(self.jobs) - done) * each < AT_HAND + each and self._consumer_waits():
                 self._asks = self._asked = True
                 self._report(self)
 

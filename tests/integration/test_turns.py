@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from archibald_pgq import Archibald, JobContext, NewJob
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
 from archibald_pgq.runtime.breakers import Breakers
+from archibald_pgq.runtime.dispatcher import Dispatcher
 from archibald_pgq.runtime.executor import Run
 from archibald_pgq.runtime.lane_run import LaneRun
 from archibald_pgq.runtime.session import Session
@@ -44,6 +45,23 @@ async def enqueued(look: Look, user: str, *kinds: str) -> list[int]:
 
 async def claim(worker: Hand, jobs: int = 10, ahead: int = 0) -> list[ClaimedJob]:
     return (await worker.report(want=Want(jobs, jobs, ahead=ahead, short=SHORT), look=True)).claimed
+
+
+def run_of(job: ClaimedJob, handle: Callable[[JobContext, dict[str, Any]], Awaitable[Any]]) -> Run:
+    async def nothing(*_: object) -> None:
+        raise AssertionError
+
+    return Run(
+        job,
+        handle,
+        1,
+        ask=nothing,
+        breakers=Breakers(1, nothing),
+        browsers=None,
+        brief=True,
+        grace=1.0,
+        ask_again=lambda: None,
+    )
 
 
 async def states(look: Look) -> list[tuple[Any, ...]]:
@@ -176,7 +194,7 @@ async def test_jobs_that_come_after_the_end_of_their_turn_go_back_to_their_place
     async with hand(database) as worker:
         ids = await enqueued(look, "alice", *[READ] * 8)
         jobs = await claim(worker)
-        lane = LaneRun(jobs, never, said.append, lambda: True)
+        lane = LaneRun(jobs, never, said.append, lambda: True, lambda: True)
         lane.give_back()
         more = await part_of(worker, jobs, 4)
         lane.owns(job.job_id for job in jobs)
@@ -204,29 +222,13 @@ async def test_a_process_that_was_stopped_between_two_jobs_of_a_turn_does_not_be
         ran.append(ctx.job_id)
         stopped = True
 
-    async def nothing(*_: object) -> None:
-        raise AssertionError
-
-    def make(job: ClaimedJob) -> Run:
-        return Run(
-            job,
-            handle,
-            1,
-            ask=nothing,
-            breakers=Breakers(1, nothing),
-            browsers=None,
-            brief=True,
-            grace=1.0,
-            ask_again=lambda: None,
-        )
-
     def in_contact() -> bool:
         active.append(lane.active)
         return lost != "contact" or not stopped
 
     async with hand(database) as worker:
         ids = await enqueued(look, "alice", READ, READ, READ)
-        lane = LaneRun(await claim(worker), make, lambda _: None, in_contact)
+        lane = LaneRun(await claim(worker), lambda job: run_of(job, handle), lambda _: None, in_contact, lambda: True)
         clock = time.monotonic
         if lost == "time":
             monkeypatch.setattr(time, "monotonic", lambda: clock() + (10.0 if stopped else 0.0))
@@ -237,6 +239,94 @@ async def test_a_process_that_was_stopped_between_two_jobs_of_a_turn_does_not_be
     assert not lane.active
     assert report is not None
     assert [item.outcome.event for item in report.settlements] == ["complete", "go_back", "go_back"]
+
+
+@pytest.mark.parametrize("consumer_waits", [True, False])
+async def test_a_lane_asks_for_more_jobs_only_where_a_consumer_has_nothing_to_run(
+    look: Look, database: str, monkeypatch: pytest.MonkeyPatch, consumer_waits: bool
+) -> None:
+    """Else nothing comes of it, and each lane is reported twice."""
+    clock, passed = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + passed)
+
+    async def handle(ctx: JobContext, data: dict[str, Any]) -> None:
+        nonlocal passed
+        passed += 0.02
+
+    said: list[LaneRun] = []
+    async with hand(database) as worker:
+        await enqueued(look, "alice", READ, READ, READ)
+        lane = LaneRun(
+            await claim(worker), lambda job: run_of(job, handle), said.append, lambda: True, lambda: consumer_waits
+        )
+        await lane.execute("consumer-0")
+    assert len(lane.took) == 3
+    assert said == ([lane] if consumer_waits else [])
+
+
+async def test_lanes_that_end_together_are_settled_by_one_turn_which_asks_for_as_many(
+    look: Look, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while another lane waits at hand: a turn that asked for none would keep the consumers waiting for the one after it."""
+
+    class SentError(Exception):
+        """The turn that settles."""
+
+    settled: list[int] = []
+    wanted: list[int] = []
+    take = Session.take_turn
+
+    async def send(self: Session, reports: Sequence[Report], want: Want, **options: Any) -> Answer:
+        if not reports:
+            return await take(self, reports, want, **options)
+        settled.extend(report.owner.lane for report in reports)
+        wanted.append(want.jobs)
+        raise SentError
+
+    monkeypatch.setattr(Session, "take_turn", send)
+    end, later, begun = asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
+
+    async def handle(ctx: JobContext, data: dict[str, Any]) -> None:
+        begun.release()
+        await (later if ctx.user_id == "carol" else end).wait()
+
+    async def consume() -> None:
+        while True:
+            lane = await dispatcher.next_lane()
+            await lane.execute("consumer")
+            dispatcher.ended(lane)
+            await asyncio.sleep(0)  # as every consumer whose lane took longer than a moment
+
+    async with hand(database) as worker:
+        for user in ("alice", "bob", "carol"):
+            await enqueued(look, user, READ)
+        jobs = await claim(worker)
+        dispatcher: Any = Dispatcher(
+            database,
+            worker.connection,
+            worker.worker_id,
+            60.0,
+            lambda job: run_of(job, handle),
+            in_contact=lambda: True,
+            consumers=2,
+            max_syncs=1,
+            looked=lambda: None,
+        )
+        tasks = [asyncio.create_task(consume()) for _ in range(2)]
+        await asyncio.sleep(0)
+        for job in jobs:
+            dispatcher._hand_out([job])
+        turns = asyncio.create_task(dispatcher.run())
+        for _ in range(2):
+            await begun.acquire()
+        await asyncio.wait_for(dispatcher.begun.wait(), PATIENCE)  # the turn that the wishes were for
+        end.set()
+        with pytest.raises(SentError):
+            await turns
+        dispatcher.stop_claiming()
+        later.set()
+        await asyncio.wait(tasks)
+    assert (settled, wanted) == ([job.lane for job in jobs[:2]], [1])
 
 
 async def test_an_agent_with_nobody_beside_it_goes_on_without_a_new_claim(app: Archibald, look: Look) -> None:
