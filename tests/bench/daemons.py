@@ -31,7 +31,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--daemons", type=numbers, default=[1, 2, 4, 8], metavar="N,N", help="numbers of workers")
     parser.add_argument("--users", type=int, default=600)
     parser.add_argument("--each", type=int, default=50, help="jobs of each user")
-    parser.add_argument("--seconds", type=float, default=0.0, help="that each job waits")
+    parser.add_argument(
+        "--seconds", type=float, help="that each job waits; 0: for the others' turns; left out: for nothing"
+    )
     parser.add_argument("--new", action="store_true", help="of agents that never had a job, instead of known ones")
     parser.add_argument("--rounds", type=int, default=3)
 
@@ -42,7 +44,7 @@ async def play(bench: Play) -> None:
     cases = {f"{workers} workers": workers for workers in chosen.daemons}
     rates = await bench.in_turns(cases, partial(_rate, bench))
     for name, rate in zip(cases, rates, strict=True):
-        what = f"jobs of {chosen.seconds * 1000:g} ms" if chosen.seconds else "jobs"
+        what = "jobs" if chosen.seconds is None else f"jobs of {chosen.seconds * 1000:g} ms"
         bench.add(f"{name}, {chosen.users} users × {chosen.each} {what}", rate, "jobs/s")
         bench.add(f"… ratio to {chosen.daemons[0]}", rate / rates[0], "×")
     bench.add("violations found by the checker", len(bench.problems), "")
@@ -57,10 +59,9 @@ async def _rate(bench: Play, workers: int) -> float:
         daemons = [made.spawn(f"worker-{n}", "app", stage.dsn, {}) for n in range(workers)]
         for daemon in daemons:
             await made.registered(daemon)
-        jobs = [
-            NewJob(KIND, user_id=f"user-{n % chosen.users}", data={"do": "short", "seconds": chosen.seconds})
-            for n in range(count)
-        ]
+        # What blocks for no time waits for nothing; what sleeps for no time lets the other consumers' handlers go first.
+        do = {"do": "block", "seconds": 0.0} if chosen.seconds is None else {"do": "short", "seconds": chosen.seconds}
+        jobs = [NewJob(KIND, user_id=f"user-{n % chosen.users}", data=do) for n in range(count)]
         if not chosen.new:
             await _enqueue(made, jobs[: chosen.users])
             await made.look.until("SELECT NOT EXISTS (SELECT FROM archibald.jobs)")
