@@ -3,7 +3,8 @@
 Owns: two threads, because a handler that blocks the event loop must not cost the lease. One beats (a connection of its own), the other
 watches the time since the last acknowledged beat was *sent*, on a clock that goes on while the machine sleeps: at half the lease the
 handlers are cancelled, at 5/6 the process exits with 70 if handler code still runs; at the full lease others may take over.
-A beat that is not acknowledged within a third of the lease is repeated on a new connection. The watch also looks at the event loop.
+A beat that is not acknowledged within a third of the lease is repeated on a new connection, which has a sixth of the lease to answer. The
+watch also looks at the event loop.
 Guarantees: a beat that was not acknowledged never counts. A server that is down or starting does not start that clock: nobody can take
 over on it. Must not: touch the event loop but through `call_soon_threadsafe`.
 """
@@ -22,7 +23,7 @@ import psycopg
 from archibald_pgq.runtime import loop_watch
 from archibald_pgq.runtime.loop_watch import LoopWatch
 from archibald_pgq.runtime.reconnect import Outage, in_need
-from archibald_pgq.store.connect import cut, server_refuses
+from archibald_pgq.store.connect import cut, server_refuses, told
 from archibald_pgq.store.workers import BEAT, Neighbour, neighbours
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ class Heartbeat:
         self._conninfo, self._worker_id, self._lease, self._listener = conninfo, worker_id, lease, listener
         self._failover = failover
         self._acknowledged = boottime()
-        self._connection: psycopg.Connection[Any] | None = None
-        """The one of the beat that is under way."""
+        self._beat: tuple[psycopg.Connection[Any], float] | None = None
+        """The one that is under way: its connection, and when it was sent."""
         self._outage = Outage("the heartbeat", longest=self.interval / 2)
         self._loop_watch = LoopWatch(listener.running)
         self._unbroken_since: float | None = None
@@ -134,16 +135,20 @@ class Heartbeat:
                     connection = psycopg.connect(self._conninfo, autocommit=True)
                     connection.prepare_threshold = 0
                     sent = boottime()
-                self._connection = connection
+                self._beat = connection, sent
                 row = connection.execute(
                     BEAT, {"worker": self._worker_id, "browsers": self._listener.browsers()}
                 ).fetchone()
+            except psycopg.errors.LockNotAvailable as error:  # of a migration, mostly; the wait for it was the pause
+                self._unbroken_since = None  # the others' beats wait as well
+                logger.debug("a beat met somebody's lock and is repeated: %s", told(error))
+                continue
             except psycopg.Error as error:
                 connection = self._missed(connection, error, sent)
                 self._stopped.wait(self._outage.goes_on(error))
                 continue
             finally:
-                self._connection = None
+                self._beat = None
             if self._stopped.is_set():
                 break  # it hung for a while; what it would tell concerns a registration that is over
             if row is None or row[0] == 0:
@@ -182,9 +187,8 @@ class Heartbeat:
         while not self._stopped.wait(min(self._lease / 60, loop_watch.EVERY)):
             self._loop_watch.look()
             silent = boottime() - self._acknowledged
-            if silent >= self._lease / 3 and (connection := self._connection) is not None:
-                self._connection = None
-                cut(connection)
+            if silent >= self._lease / 3:
+                self._cut_late_beat()
             if silent < self._lease / 2:
                 told = False
                 continue
@@ -197,6 +201,12 @@ class Heartbeat:
                 )
                 self._listener.out_of_contact()
             self.exit_if_late()
+
+    def _cut_late_beat(self) -> None:
+        """Break the connection of a beat that had its time, which the first one after a long silence has too."""
+        if (beat := self._beat) is not None and boottime() - beat[1] >= self._lease / 6:
+            self._beat = None
+            cut(beat[0])
 
     def exit_if_late(self) -> None:
         """End the process if the lease is nearly over and handler code still runs; from any thread, and from a signal handler."""
