@@ -50,6 +50,8 @@ class Pace:
         self._lane_seconds = TURN
         self._lane_jobs = float(LARGEST)
         """Until lanes have shown how many jobs they have, each is taken for a full one."""
+        self._alone = 1.0
+        """Of a lane's time the share that its own jobs ran: of ten lanes whose handlers wait for nothing a tenth."""
         self._turn_seconds = LONGEST_TURN / AHEAD
         """Of a turn, for each lane that it brings."""
 
@@ -63,11 +65,13 @@ class Pace:
             known = self._seconds.get(kind, seconds)
             self._seconds[kind] = known + _OF_JOBS * (seconds - known)
 
-    def lane_ended(self, jobs: int, seconds: float) -> None:
-        """Learn from the turn of a lane that might have brought several jobs: how many it had, and how long it took."""
+    def lane_ended(self, jobs: int, seconds: float, ran: float) -> None:
+        """Learn from the turn of a lane that might have brought several jobs: how many it had, how long it took, and how long these ran."""
         self._lanes += 1
         weight = max(_OF_JOBS, 1 / self._lanes)  # the first ones count for more: there are no others
         self._lane_seconds = _above(self._lane_seconds, seconds, weight)
+        if seconds > 0:
+            self._alone += weight * (ran / seconds - self._alone)
         self._lane_jobs = _above(self._lane_jobs, jobs, weight)
 
     def turn_ended(self, lanes: int, seconds: float) -> None:
@@ -88,10 +92,10 @@ class Pace:
     def ahead(self, consumers: int, at_hand: int = 0) -> int:
         """Return how many lanes to take ahead for `consumers` that are busy: what keeps them so for 25 ms, and a turn can bring in 50.
 
-        Fewer of long ones: they begin after what runs has ended, which takes as long, and what has not begun after 100 ms goes back.
+        Fewer of long ones that wait: they begin after what runs has ended, which takes as long, and after 100 ms they would go back.
         None while more than that many are `at_hand`: what there is runs while the next ones are fetched.
         """
-        busy = consumers * max(TURN / 2 / max(self._lane_seconds, 1e-6) - 0.25, 0.1)
+        busy = consumers * max(TURN / 2 / max(self._lane_seconds, 1e-6) - 0.25 * self._alone, 0.1)
         brought = max(LONGEST_TURN / max(self._turn_seconds, 1e-6), TELLING)
         batch = int(min(busy, AT_HAND / self._lane_jobs, brought))
         return batch if at_hand <= SLACK * batch else 0

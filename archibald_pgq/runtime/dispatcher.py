@@ -127,10 +127,13 @@ class Dispatcher:
 
     def ended(self, lane: LaneRun) -> None:
         """A consumer has run this lane's jobs; the next turn writes what came of them."""
+        # Where handlers wait for nothing, the jobs of all lanes take turns, and each lane lasts as long as all of them.
+        ran = sum(lane.took)
+        stretched = lane.lasted / ran if ran else 1.0
         for job, seconds in zip(lane.jobs, lane.took, strict=True):
-            self._pace.job_ended(job.kind, job.policy, seconds)
+            self._pace.job_ended(job.kind, job.policy, seconds * stretched)
         if not lane.marked:
-            self._pace.lane_ended(len(lane.took), sum(lane.took))
+            self._pace.lane_ended(len(lane.took), lane.lasted, ran)
         self._note(lane)
 
     def _note(self, lane: LaneRun) -> None:

@@ -52,6 +52,8 @@ class LaneRun:
         self.claimed_at = time.monotonic()
         self.took: list[float] = []
         """Seconds that each of the jobs took, as far as they ran."""
+        self.lasted = 0.0
+        """Seconds from before the first of them to the end; jobs of other lanes may have run in between."""
         self.ended = asyncio.Event()
         """Set when no handler code runs any more and none will."""
         self.task_name = ""
@@ -75,7 +77,7 @@ class LaneRun:
     async def execute(self, task_name: str) -> None:
         """Run the jobs in this task, of this name; those that do not begin go back."""
         self.task_name = task_name
-        began = loop_ran = self._began = time.monotonic()
+        begun = began = loop_ran = self._began = time.monotonic()
         done = 0
         for job in self.jobs:  # which grow meanwhile, or are cut off
             if began - loop_ran > HOGS:  # whatever cuts this short arrives in the event loop
@@ -99,6 +101,7 @@ class LaneRun:
             done += 1
             if outcome.event not in (Event.COMPLETE, Event.FAIL):
                 break  # it keeps its place before the others
+        self.lasted = time.monotonic() - begun
         if self._timer is not None:
             self._timer.cancel()
         self._end(done)

@@ -12,10 +12,11 @@ import pytest
 from archibald_pgq import Archibald, JobContext, NewJob
 from archibald_pgq.domain.job import ClaimedJob
 from archibald_pgq.domain.outcome import Outcome
+from archibald_pgq.domain.pace import Pace
 from archibald_pgq.runtime.breakers import Breakers
 from archibald_pgq.runtime.dispatcher import Dispatcher
 from archibald_pgq.runtime.executor import Run
-from archibald_pgq.runtime.lane_run import LaneRun
+from archibald_pgq.runtime.lane_run import HOGS, LaneRun
 from archibald_pgq.runtime.session import Session
 from archibald_pgq.store import workers
 from archibald_pgq.store.turn import Answer, Mark, Owner, Report, Settlement, Turn, Want
@@ -61,6 +62,21 @@ def run_of(job: ClaimedJob, handle: Callable[[JobContext, dict[str, Any]], Await
         brief=True,
         grace=1.0,
         ask_again=lambda: None,
+    )
+
+
+def dispatching(database: str, worker: Hand, handle: Callable[[JobContext, dict[str, Any]], Awaitable[Any]]) -> Any:
+    """Return a dispatcher of two consumers on this worker's connection."""
+    return Dispatcher(
+        database,
+        worker.connection,
+        worker.worker_id,
+        60.0,
+        lambda job: run_of(job, handle),
+        in_contact=lambda: True,
+        consumers=2,
+        max_syncs=1,
+        looked=lambda: None,
     )
 
 
@@ -304,17 +320,7 @@ async def test_lanes_that_end_together_are_settled_by_one_turn_which_asks_for_as
         for user in ("alice", "bob", "carol"):
             await enqueued(look, user, READ)
         jobs = await claim(worker)
-        dispatcher: Any = Dispatcher(
-            database,
-            worker.connection,
-            worker.worker_id,
-            60.0,
-            lambda job: run_of(job, handle),
-            in_contact=lambda: True,
-            consumers=2,
-            max_syncs=1,
-            looked=lambda: None,
-        )
+        dispatcher = dispatching(database, worker, handle)
         tasks = [asyncio.create_task(consume()) for _ in range(2)]
         await asyncio.sleep(0)
         for job in jobs:
@@ -330,6 +336,33 @@ async def test_lanes_that_end_together_are_settled_by_one_turn_which_asks_for_as
         later.set()
         await asyncio.wait(tasks)
     assert (settled, wanted) == ([job.lane for job in jobs[:2]], [1])
+
+
+async def test_jobs_that_wait_for_nothing_count_for_as_long_as_their_lane_lasts_beside_others(
+    look: Look, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lanes of them take turns: counted alone, ten lanes would bring ten times what runs in a turn, and most of it would go back."""
+    told: list[float] = []
+    monkeypatch.setattr(Pace, "job_ended", lambda self, kind, policy, seconds: told.append(seconds))
+    monkeypatch.setattr("archibald_pgq.runtime.lane_run.LONGEST", PATIENCE)  # a busy machine may take its time
+
+    async def handle(ctx: JobContext, data: dict[str, Any]) -> None:
+        time.sleep(2 * HOGS)  # noqa: ASYNC251  # it waits for nothing
+
+    async with hand(database) as worker:
+        for user in ("alice", "bob"):
+            await enqueued(look, user, *[READ] * 5)
+        jobs = await claim(worker)
+        first, second = (
+            LaneRun(turn, lambda job: run_of(job, handle), lambda _: None, lambda: True, lambda: True)
+            for turn in (jobs[:5], jobs[5:])
+        )
+        await asyncio.gather(first.execute("consumer-0"), second.execute("consumer-1"))
+        dispatcher = dispatching(database, worker, handle)
+        dispatcher.ended(first)
+    assert len(told) == len(first.took) == len(second.took) == 5
+    assert first.lasted > sum(first.took) + sum(second.took[:-1])
+    assert sum(told) == pytest.approx(first.lasted)
 
 
 async def test_an_agent_with_nobody_beside_it_goes_on_without_a_new_claim(app: Archibald, look: Look) -> None:

@@ -57,14 +57,14 @@ def test_a_kind_that_has_become_slow_comes_alone_again(before: list[float], seco
 def test_what_waits_for_consumers_is_bounded(lanes: list[tuple[int, float]], consumers: int) -> None:
     pace = Pace()
     for jobs, seconds in lanes:
-        pace.lane_ended(jobs, seconds)
+        pace.lane_ended(jobs, seconds, min(seconds, 1.0))
     assert 0 <= pace.ahead(consumers) <= AHEAD
 
 
 def short_lanes() -> Pace:
     pace = Pace()
     for _ in range(300):
-        pace.lane_ended(1, 0.0001)
+        pace.lane_ended(1, 0.0001, 0.0001)
     return pace
 
 
@@ -74,22 +74,22 @@ def test_after_lanes_of_one_job_each_the_next_ones_bring_few_and_more_each_time_
     asked = []
     for _ in range(5):
         asked.append(pace.short()["fast"])
-        pace.lane_ended(asked[-1], asked[-1] * 0.0001)
+        pace.lane_ended(asked[-1], asked[-1] * 0.0001, asked[-1] * 0.0001)
     assert asked == [4, 10, 22, 46, LARGEST]
 
 
 def test_the_first_lanes_of_a_worker_tell_more_than_later_ones() -> None:
     pace = Pace()
-    pace.lane_ended(1, 0.0001)
+    pace.lane_ended(1, 0.0001, 0.0001)
     assert pace.ahead(10) == pytest.approx(AHEAD, abs=1)
 
 
 def test_one_long_lane_among_short_ones_counts_at_once_and_is_forgotten_slowly() -> None:
     pace = short_lanes()
     before = pace.ahead(10)
-    pace.lane_ended(1, TURN)
+    pace.lane_ended(1, TURN, TURN)
     assert pace.ahead(10) < 5
-    pace.lane_ended(1, 0.0001)
+    pace.lane_ended(1, 0.0001, 0.0001)
     assert pace.ahead(10) < 5 < before
 
 
@@ -103,6 +103,14 @@ def test_a_short_stall_does_not_decide_how_many_jobs_the_next_turns_have() -> No
 
 def test_of_lanes_that_last_a_turn_no_more_wait_than_begin_before_they_would_go_back() -> None:
     assert Pace().ahead(10) == 2
+
+
+@pytest.mark.parametrize(("ran", "lanes"), [(TURN, 2), (TURN / 10, 4)])
+def test_of_lanes_that_take_turns_more_wait_because_all_of_them_end_together(ran: float, lanes: int) -> None:
+    pace = Pace()
+    for _ in range(300):
+        pace.lane_ended(15, TURN, ran)
+    assert pace.ahead(10) == lanes
 
 
 @given(st.floats(0.00001, 0.01))
